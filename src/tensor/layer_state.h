@@ -1,0 +1,65 @@
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include <ATen/core/Tensor.h>
+
+#include <quantal/qtype.h>
+
+namespace quantal {
+
+/// What calibration saw at one edge of a layer: an exponential moving average of max|x| over
+/// batches. Batches with a NaN or Inf are counted and left out.
+struct RangeStatistics {
+  std::int64_t batches = 0;
+  std::int64_t skipped = 0;
+  std::optional<double> absmax;
+
+  void update(const at::Tensor& value, double momentum);
+  /// The scale that maps absmax to qmax, fp32; undefined where nothing but zeros was seen.
+  at::Tensor scale(const QType& qtype, at::Device device) const;
+};
+
+/// What a Calibration collects for one layer. Any thread may run the layer meanwhile.
+struct LayerObserver {
+  std::mutex mutex;
+  double momentum = 0.9;
+  RangeStatistics input;
+  RangeStatistics output;
+  bool consumed_quantized = false;  ///< a quantized operation took the output as its input
+  bool consumed_float = false;      ///< an operation without a quantized kernel took it
+};
+
+/// How dynamic activation scales are shared.
+enum class TokenAxis {
+  kLastDim,   ///< linear: one scale a token, over the last dimension
+  kFirstDim,  ///< convolution: one scale a sample, over every dimension but the first
+};
+
+/// The activations of one layer. Travels with the layer's weight: what a module hook would hold.
+struct LayerState {
+  std::string name;
+  bool has_bias = false;
+  std::optional<QType> activations;
+  at::Tensor input_scale;   ///< fp32 scalar; undefined: not calibrated, scales are dynamic
+  at::Tensor output_scale;  ///< fp32 scalar; undefined: not calibrated
+  bool quantize_output = false;
+  std::shared_ptr<LayerObserver> observer;  ///< set while a Calibration is alive
+
+  bool calibrating() const { return observer != nullptr; }
+};
+
+/// The layer's input as its compute kernel wants it: observed, quantized (statically or per token)
+/// or as it is. `layer` may be null. Differentiable.
+at::Tensor prepare_input(const std::shared_ptr<LayerState>& layer, const at::Tensor& x,
+                         TokenAxis axis);
+
+/// The layer's output as the next operation gets it: observed, quantized or as it is.
+/// `bias_follows`: the caller adds the bias in place afterwards, and quantization waits for that.
+at::Tensor finish_output(const std::shared_ptr<LayerState>& layer, const at::Tensor& y,
+                         bool bias_follows = false);
+
+}  // namespace quantal
