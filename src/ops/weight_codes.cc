@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include <limits>
+#include <algorithm>
 
 namespace quantal {
 namespace {
@@ -34,6 +34,13 @@ at::Tensor from_groups(const at::Tensor& groups, at::IntArrayRef sizes, std::int
   at::Tensor rows = groups.reshape({sizes[0], -1});
   if (rows.size(1) != row_length) rows = rows.narrow(1, 0, row_length);
   return rows.reshape(sizes);
+}
+
+// Rounds a computed value to the dtype that a caller asked for. fp16 saturates: 57344 * scale may
+// round past its largest number.
+at::Tensor round_value(const at::Tensor& value, at::ScalarType dtype) {
+  if (dtype == at::kHalf) return value.clamp(-65504, 65504).to(dtype);
+  return value.to(dtype);
 }
 
 }  // namespace
@@ -123,11 +130,11 @@ WeightCodes encode_weight(const at::Tensor& weight, const QType& qtype, std::int
 at::Tensor decode_weight(const WeightCodes& codes, at::ScalarType dtype) {
   const at::ScalarType compute = arithmetic_dtype(dtype);
   const at::Tensor scale = codes.scale.to(compute);
-  if (!codes.qtype.is_affine()) return codes.data.to(compute).mul_(scale).to(dtype);
+  if (!codes.qtype.is_affine()) return round_value(codes.data.to(compute).mul_(scale), dtype);
   const std::int64_t rows = code_shape(codes.sizes, codes.group_size)[0];
   at::Tensor value = unpack_codes(codes.data, codes.qtype.bits, rows).to(compute);
   value.mul_(scale).sub_(codes.shift.to(compute));
-  return from_groups(value, codes.sizes, codes.group_size).to(dtype);
+  return round_value(from_groups(value, codes.sizes, codes.group_size), dtype);
 }
 
 at::Tensor decode_rows(const WeightCodes& codes, const at::Tensor& indices, at::ScalarType dtype) {
@@ -152,10 +159,11 @@ at::Tensor decode_rows(const WeightCodes& codes, const at::Tensor& indices, at::
   column[0] = groups.numel();
   const at::Tensor bytes = codes.data.index_select(0, groups.remainder(packed_rows));
   const at::Tensor values =
-      bytes.bitwise_right_shift(bit.to(at::kByte).reshape(column)).bitwise_and((1 << codes.qtype.bits) - 1);
+      bytes.bitwise_right_shift(bit.to(at::kByte).reshape(column))
+          .bitwise_and_((1 << codes.qtype.bits) - 1);
   const at::ScalarType compute = arithmetic_dtype(dtype);
   at::Tensor value = values.to(compute).mul_(rows.scale.to(compute)).sub_(rows.shift.to(compute));
-  return from_groups(value, sizes, codes.group_size).to(dtype);
+  return round_value(from_groups(value, sizes, codes.group_size), dtype);
 }
 
 at::Tensor pack_codes(const at::Tensor& values, int bits) {

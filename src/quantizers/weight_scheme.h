@@ -26,6 +26,9 @@ std::int64_t default_group_size(const QType& qtype, std::int64_t row_length);
 /// rounded values. Does not look for non-finite elements: check_finite does.
 WeightCodes quantize(const at::Tensor& weight, const WeightScheme& scheme);
 
+/// `codes` with scale and shift in `dtype`, as quantize() stores them for weights of that dtype.
+WeightCodes round_scales(const WeightCodes& codes, at::ScalarType dtype);
+
 /// Raises ValueError naming `name` and the index of the first NaN or Inf of `weight`.
 void check_finite(const at::Tensor& weight, std::string_view name);
 

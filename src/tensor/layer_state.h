@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -19,7 +20,8 @@ struct RangeStatistics {
   std::optional<double> absmax;
 
   void update(const at::Tensor& value, double momentum);
-  /// The scale that maps absmax to qmax, fp32; undefined where nothing but zeros was seen.
+  /// The scale that maps absmax to qmax, an fp32 scalar; undefined where nothing but zeros was
+  /// seen.
   at::Tensor scale(const QType& qtype, at::Device device) const;
 };
 
@@ -29,8 +31,7 @@ struct LayerObserver {
   double momentum = 0.9;
   RangeStatistics input;
   RangeStatistics output;
-  bool consumed_quantized = false;  ///< a quantized operation took the output as its input
-  bool consumed_float = false;      ///< an operation without a quantized kernel took it
+  bool consumed_quantized = false;  ///< a layer with quantized inputs took the output
 };
 
 /// How dynamic activation scales are shared.
@@ -43,17 +44,17 @@ enum class TokenAxis {
 struct LayerState {
   std::string name;
   bool has_bias = false;
+  bool quantizes_input = true;  ///< false where the kernel reads floats anyway (layer_norm)
   std::optional<QType> activations;
   at::Tensor input_scale;   ///< fp32 scalar; undefined: not calibrated, scales are dynamic
   at::Tensor output_scale;  ///< fp32 scalar; undefined: not calibrated
   bool quantize_output = false;
   std::shared_ptr<LayerObserver> observer;  ///< set while a Calibration is alive
-
-  bool calibrating() const { return observer != nullptr; }
 };
 
-/// The layer's input as its compute kernel wants it: observed, quantized (statically or per token)
-/// or as it is. `layer` may be null. Differentiable.
+/// The layer's input as its kernel wants it: observed (while calibrating), quantized with the
+/// calibrated scale, or fake-quantized with one scale a token. `layer` may be null: `x` as it is.
+/// Differentiable, straight through.
 at::Tensor prepare_input(const std::shared_ptr<LayerState>& layer, const at::Tensor& x,
                          TokenAxis axis);
 

@@ -1,9 +1,12 @@
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <tuple>
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/TensorImpl.h>
@@ -15,42 +18,50 @@
 namespace quantal {
 
 /// What a weight is, shared by the weight and every alias of it (detach, t, row slices).
-struct WeightCell {
-  /// Unset: a float weight that only carries its layer's activations (LayerNorm).
-  std::optional<WeightScheme> scheme;
-  at::Tensor latent;  ///< defined: live
-  std::shared_ptr<LayerState> layer;
+class WeightCell {
+ public:
+  /// Live, over `latent` (not an inference tensor). Without a scheme: a float weight that only
+  /// carries its layer's activations (LayerNorm).
+  WeightCell(std::optional<WeightScheme> scheme, at::Tensor latent);
+  /// Frozen.
+  WeightCell(std::optional<WeightScheme> scheme, std::shared_ptr<const WeightCodes> codes);
 
-  bool live() const { return latent.defined(); }
+  bool live() const { return latent_.defined(); }
+  const at::Tensor& latent() const { return latent_; }
+  const std::optional<WeightScheme>& scheme() const { return scheme_; }
+  /// The logical sizes: (rows, …).
+  at::IntArrayRef sizes() const;
+  at::Device device() const;
+
   /// The codes; those of a live weight are made anew when it changed. `outer_version`: the version
-  /// of the handle that asks, which writes through views move and the latent's own does not.
-  /// Precondition: scheme.
-  std::shared_ptr<const WeightCodes> codes(std::uint32_t outer_version, bool versioned);
-  void set_frozen(std::shared_ptr<const WeightCodes> codes);
-  /// Gives a fresh live cell codes that stay valid until the latent is written.
+  /// of the handle that asks, which writes through views move and the latent's own does not;
+  /// unset: never cached. Precondition: scheme().
+  std::shared_ptr<const WeightCodes> codes(std::optional<std::uint32_t> outer_version);
+  /// Turns the cell into a frozen one, or replaces a frozen cell's codes.
+  void set_codes(std::shared_ptr<const WeightCodes> codes);
+  /// Gives a live cell codes that hold until its latent is written.
   void seed_cache(std::shared_ptr<const WeightCodes> codes, std::uint32_t outer_version);
 
+  std::shared_ptr<LayerState> layer;
+
  private:
+  using CacheKey = std::tuple<std::uint32_t, std::uint32_t, const void*>;
+  CacheKey cache_key(std::uint32_t outer_version) const;
+
+  std::optional<WeightScheme> scheme_;
+  at::Tensor latent_;
   std::mutex mutex_;
   std::shared_ptr<const WeightCodes> codes_;
-  std::uint32_t cached_outer_ = 0;
-  std::uint32_t cached_latent_ = 0;
-  const void* cached_pointer_ = nullptr;
+  std::optional<CacheKey> cached_for_;
 };
 
-/// What a weight alias shows of its cell: rows [row_begin, row_begin + rows), maybe transposed.
-struct WeightView {
-  bool transposed = false;
-  std::int64_t row_begin = 0;
-  std::int64_t rows = -1;  ///< -1: all
-};
-
-/// What an activation is, shared by every alias of it. Each alias's own sizes, strides and storage
-/// offset say which elements of `codes` (or, after a write that codes cannot hold, `value`) it shows.
+/// What an activation is, shared by every alias of it: `codes` or, after a write that codes cannot
+/// hold, the float `value`, both flat. Each alias's sizes, strides and storage offset say which
+/// elements it shows.
 struct ActivationCell {
   QType qtype = qint8;
   at::Tensor codes;  ///< undefined once materialized
-  at::Tensor scale;  ///< fp32: a scalar, or one a token for operands inside a kernel
+  at::Tensor scale;  ///< fp32 scalar
   at::Tensor value;  ///< the float value once materialized
   /// The layer whose calibrated output this is, while calibration watches who consumes it.
   std::shared_ptr<LayerState> traced;
@@ -58,19 +69,39 @@ struct ActivationCell {
   std::shared_ptr<LayerState> pending;
 };
 
+/// Sizes, strides and storage offset: which elements of a flat cell a tensor shows.
+struct Geometry {
+  std::vector<std::int64_t> sizes;
+  std::vector<std::int64_t> strides;
+  std::int64_t offset = 0;
+
+  static Geometry of(const at::Tensor& t);
+  static Geometry contiguous(at::IntArrayRef sizes);
+  at::Tensor view_of(const at::Tensor& flat) const {
+    return flat.as_strided(sizes, strides, offset);
+  }
+  friend bool operator==(const Geometry&, const Geometry&) = default;
+};
+
+/// What a weight alias shows: rows [begin, begin + count) of its cell, maybe transposed.
+struct RowRange {
+  bool transposed = false;
+  std::int64_t begin = 0;
+  std::int64_t count = 0;
+};
+
 /// A tensor without storage that carries a weight or an activation.
 struct QTensorImpl final : c10::TensorImpl {
-  QTensorImpl(std::shared_ptr<WeightCell> weight, const WeightView& view, at::ScalarType dtype,
-              at::Device device);
-  QTensorImpl(std::shared_ptr<ActivationCell> activation, at::ScalarType dtype, at::Device device);
+  QTensorImpl(std::shared_ptr<WeightCell> weight, const Geometry& geometry, at::ScalarType dtype);
+  QTensorImpl(std::shared_ptr<ActivationCell> activation, const Geometry& geometry,
+              at::ScalarType dtype);
 
   std::shared_ptr<WeightCell> weight;
   std::shared_ptr<ActivationCell> activation;
-  WeightView view;
-  /// Version up to which writes to a frozen weight are accounted for.
-  std::uint32_t accepted_version = 0;
+  /// Frozen weights: the version up to which writes are accounted for; -1: whatever comes next.
+  std::atomic<std::int64_t> accepted_version = -1;
 
-  void set_geometry(at::IntArrayRef sizes, at::IntArrayRef strides, std::int64_t offset);
+  void set_geometry(const Geometry& geometry);
   c10::intrusive_ptr<QTensorImpl> shallow_copy() const;
 
   c10::intrusive_ptr<c10::TensorImpl> shallow_copy_and_detach(
@@ -78,6 +109,7 @@ struct QTensorImpl final : c10::TensorImpl {
   c10::intrusive_ptr<c10::TensorImpl> shallow_copy_and_detach(
       c10::VariableVersion&& version, bool allow_metadata_change) const override;
   void shallow_copy_from(const c10::intrusive_ptr<c10::TensorImpl>& other) override;
+  void release_resources() override;
   /// Ends the sentence of torch's storage errors ("Cannot access storage of …").
   const char* tensorimpl_type_name() const override;
 };
@@ -90,31 +122,38 @@ inline bool is_qtensor(const at::Tensor& t) {
 inline QTensorImpl* impl_of(const at::Tensor& t) {
   return static_cast<QTensorImpl*>(t.unsafeGetTensorImpl());
 }
-inline bool is_weight(const at::Tensor& t) { return is_qtensor(t) && impl_of(t)->weight != nullptr; }
-inline bool is_activation(const at::Tensor& t) {
-  return is_qtensor(t) && impl_of(t)->activation != nullptr;
-}
+inline bool is_weight(const at::Tensor& t) { return is_qtensor(t) && impl_of(t)->weight; }
+inline bool is_activation(const at::Tensor& t) { return is_qtensor(t) && impl_of(t)->activation; }
 
 /// A view of a normal tensor is a normal tensor, also under InferenceMode: held while one is made.
 class ViewGuard {
  public:
-  explicit ViewGuard(const at::Tensor& base);
+  explicit ViewGuard(const at::Tensor& base) {
+    if (base.is_inference()) return;
+    normal_.emplace(false);
+    below_.emplace();
+  }
 
  private:
   std::optional<c10::InferenceMode> normal_;
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below_;
 };
 
-/// A new weight tensor of `sizes` (contiguous) over `cell`.
-at::Tensor make_weight(std::shared_ptr<WeightCell> cell, at::IntArrayRef sizes,
-                       at::ScalarType dtype, at::Device device);
-/// An alias of `base` that shows `view` of it; shares its version counter.
-at::Tensor make_weight_alias(const at::Tensor& base, const WeightView& view, at::IntArrayRef sizes,
-                             at::IntArrayRef strides);
-/// A new activation with the geometry of `like`: the codes or the value of `cell`.
-at::Tensor make_activation(std::shared_ptr<ActivationCell> cell, const at::Tensor& like,
+/// A new weight tensor that shows all of `cell`.
+at::Tensor make_weight(std::shared_ptr<WeightCell> cell, at::ScalarType dtype);
+/// A new activation that shows `geometry` of `cell`.
+at::Tensor make_activation(std::shared_ptr<ActivationCell> cell, const Geometry& geometry,
                            at::ScalarType dtype);
-/// An alias of the activation `base` that shows the elements `like` shows.
-at::Tensor make_activation_alias(const at::Tensor& base, const at::Tensor& like);
+/// An activation over a dense float `value`, which it takes over.
+at::Tensor make_float_activation(const at::Tensor& value, std::shared_ptr<LayerState> traced,
+                                 std::shared_ptr<LayerState> pending);
+/// An alias of `base` that shows `geometry` of its cell; nothing where a weight cannot show it.
+std::optional<at::Tensor> make_alias(const at::Tensor& base, const Geometry& geometry);
+
+/// The rows that a weight shows.
+RowRange rows_of(const at::Tensor& weight);
+/// `full` (all rows of the weight's cell) as the alias `weight` shows it.
+at::Tensor select_rows(const at::Tensor& full, const RowRange& rows);
 
 /// The codes of a weight (all rows), checked against lost writes. Precondition: it has a scheme.
 std::shared_ptr<const WeightCodes> weight_codes(const at::Tensor& weight);
@@ -128,5 +167,8 @@ at::Tensor quantized_value(const at::Tensor& t);
 at::Tensor float_value(const at::Tensor& t);
 /// Replaces codes by their float value, for every alias: writes now go to that value.
 void materialize(const at::Tensor& activation);
+
+/// `tensor` with all of its storage as one dimension. Precondition: storage offset 0.
+at::Tensor flat_storage(const at::Tensor& tensor);
 
 }  // namespace quantal

@@ -1,0 +1,152 @@
+#include "tensor/activation.h"
+
+#include <ATen/ATen.h>
+
+#include "tensor/autograd.h"
+
+namespace quantal {
+namespace {
+
+// Scales of a token below this would make x / scale overflow.
+constexpr double kSmallestScale = std::numeric_limits<float>::min();
+
+at::Tensor codes_of(const at::Tensor& x, const QType& qtype, const at::Tensor& scale) {
+  const at::ScalarType compute = arithmetic_dtype(x.scalar_type());
+  return cast_codes(x.to(compute).div(scale.to(compute)), qtype);
+}
+
+bool has_nan(const at::Tensor& x) { return x.numel() > 0 && x.sum().isnan().item<bool>() &&
+                                           x.isnan().any().item<bool>(); }
+
+at::Tensor token_absmax(const at::Tensor& x, TokenAxis axis) {
+  if (axis == TokenAxis::kLastDim || x.dim() < 2) return x.abs().amax(-1, /*keepdim=*/true);
+  std::vector<std::int64_t> rest;
+  for (std::int64_t i = 1; i < x.dim(); ++i) rest.push_back(i);
+  return x.abs().amax(rest, /*keepdim=*/true);
+}
+
+at::Tensor fake_quantize(const at::Tensor& x, const QType& qtype, TokenAxis axis) {
+  if (x.numel() == 0) return x.clone();
+  const at::Tensor value = x.to(arithmetic_dtype(x.scalar_type()));
+  const at::Tensor scale = (token_absmax(value, axis) / qtype.qmax).clamp_min_(kSmallestScale);
+  at::Tensor codes = value / scale;
+  // A token with a NaN or Inf has no finite scale: its NaN goes on, as in the float model.
+  if (qtype.is_floating_point) {
+    codes = codes.clamp_(qtype.qmin, qtype.qmax).to(code_dtype(qtype)).to(value.scalar_type());
+  } else {
+    codes.round_().clamp_(qtype.qmin, qtype.qmax);
+  }
+  return codes.mul_(scale).to(x.scalar_type());
+}
+
+std::shared_ptr<LayerObserver> observer_of(const LayerState& layer) { return layer.observer; }
+
+void observe(RangeStatistics LayerObserver::*edge, LayerObserver& observer, const at::Tensor& x) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  std::lock_guard lock(observer.mutex);
+  (observer.*edge).update(x, observer.momentum);
+}
+
+bool quantizes_output(const LayerState& layer) {
+  return layer.quantize_output && layer.output_scale.defined();
+}
+
+}  // namespace
+
+void RangeStatistics::update(const at::Tensor& value, double momentum) {
+  const double batch = value.numel() == 0 ? 0 : value.abs().amax().item<double>();
+  if (!std::isfinite(batch) || batch == 0) {
+    ++skipped;
+    return;
+  }
+  ++batches;
+  absmax = absmax ? momentum * *absmax + (1 - momentum) * batch : batch;
+}
+
+at::Tensor RangeStatistics::scale(const QType& qtype, at::Device device) const {
+  if (!absmax) return {};
+  const double scale = std::max(*absmax / qtype.qmax, kSmallestScale);
+  return at::scalar_tensor(scale, at::TensorOptions().dtype(at::kFloat).device(device));
+}
+
+bool has_codes(const at::Tensor& t) {
+  return is_activation(t) && impl_of(t)->activation->codes.defined();
+}
+
+at::Tensor activation_from_codes(const at::Tensor& codes, const QType& qtype,
+                                 const at::Tensor& scale, at::ScalarType dtype) {
+  auto cell = std::make_shared<ActivationCell>();
+  cell->qtype = qtype;
+  cell->codes = flat_storage(codes);
+  cell->scale = scale;
+  return make_activation(std::move(cell), Geometry::of(codes), dtype);
+}
+
+at::Tensor quantize_activation_ste(const at::Tensor& x, const QType& qtype,
+                                   const at::Tensor& scale) {
+  return straight_through(x, [&](const at::Tensor& value) {
+    if (has_nan(value)) return make_float_activation(value.clone(), nullptr, nullptr);
+    const at::Tensor fixed = scale.to(value.device(), at::kFloat);
+    return activation_from_codes(codes_of(value, qtype, fixed), qtype, fixed, x.scalar_type());
+  });
+}
+
+at::Tensor fake_quantize_tokens(const at::Tensor& x, const QType& qtype, TokenAxis axis) {
+  return straight_through(
+      x, [&](const at::Tensor& value) { return fake_quantize(value, qtype, axis); });
+}
+
+at::Tensor prepare_input(const std::shared_ptr<LayerState>& layer, const at::Tensor& x,
+                         TokenAxis axis) {
+  if (!layer || !layer->activations || !layer->quantizes_input) return x;
+  const QType& qtype = *layer->activations;
+  if (const auto observer = observer_of(*layer)) {
+    if (is_activation(x)) {
+      if (const auto& producer = impl_of(x)->activation->traced; producer && producer->observer) {
+        std::lock_guard lock(producer->observer->mutex);
+        producer->observer->consumed_quantized = true;
+      }
+    }
+    const at::Tensor value = dequantize_ste(x);
+    observe(&LayerObserver::input, *observer, value);
+    return value;
+  }
+  if (has_codes(x) && impl_of(x)->activation->qtype == qtype) return x;
+  const at::Tensor value = dequantize_ste(x);
+  if (layer->input_scale.defined()) return quantize_activation_ste(value, qtype, layer->input_scale);
+  return fake_quantize_tokens(value, qtype, axis);
+}
+
+at::Tensor finish_output(const std::shared_ptr<LayerState>& layer, const at::Tensor& y,
+                         bool bias_follows) {
+  if (!layer || !layer->activations) return y;
+  const auto observer = observer_of(*layer);
+  if (!observer && !quantizes_output(*layer)) return y;
+  if (bias_follows && layer->has_bias) {
+    return straight_through(y, [&](const at::Tensor& value) {
+      return make_float_activation(value, nullptr, layer);
+    });
+  }
+  if (!observer) return quantize_activation_ste(y, *layer->activations, layer->output_scale);
+  observe(&LayerObserver::output, *observer, y);
+  return straight_through(y, [&](const at::Tensor& value) {
+    return make_float_activation(value, layer, nullptr);
+  });
+}
+
+void finish_pending(const at::Tensor& activation) {
+  ActivationCell& cell = *impl_of(activation)->activation;
+  const std::shared_ptr<LayerState> layer = std::exchange(cell.pending, nullptr);
+  if (const auto observer = observer_of(*layer)) {
+    observe(&LayerObserver::output, *observer, cell.value);
+    cell.traced = layer;
+    return;
+  }
+  if (!quantizes_output(*layer) || has_nan(cell.value)) return;
+  cell.qtype = *layer->activations;
+  cell.scale = layer->output_scale.to(cell.value.device(), at::kFloat);
+  cell.codes = codes_of(cell.value, cell.qtype, cell.scale);
+  cell.value = at::Tensor();
+}
+
+}  // namespace quantal

@@ -1,0 +1,139 @@
+#include "tensor/autograd.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "tensor/qtensor_impl.h"
+
+namespace quantal {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+using Forward = std::function<at::Tensor(const at::Tensor&)>;
+
+// False inside kernels that run below autograd, where a Function would record a graph all the same.
+bool records_gradients() {
+  return at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled() &&
+         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutogradPrivateUse3);
+}
+
+at::Tensor run_below_autograd(const at::Tensor& x, const Forward& forward) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  return forward(x);
+}
+
+struct StraightThrough : Function<StraightThrough> {
+  static at::Tensor forward(AutogradContext*, const at::Tensor& x, const Forward& forward) {
+    return run_below_autograd(x, forward);
+  }
+  static variable_list backward(AutogradContext*, variable_list grads) {
+    return {grads[0], at::Tensor()};
+  }
+};
+
+at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  const at::Tensor input = is_qtensor(x) ? quantized_value(x) : x;
+  at::Tensor matrix = is_qtensor(weight) ? quantized_value(weight) : weight;
+  if (matrix.scalar_type() != input.scalar_type()) matrix = matrix.to(input.scalar_type());
+  return at::linear(input, matrix, bias.defined() ? bias.to(input.scalar_type()) : bias);
+}
+
+struct Linear : Function<Linear> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
+                            const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    context->save_for_backward({x, weight});
+    if (bias) context->saved_data["bias_dtype"] = bias->scalar_type();
+    return linear_forward(x, weight, bias.value_or(at::Tensor()));
+  }
+
+  // Written in differentiable operations, so that it can be differentiated again.
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const at::Tensor& grad = grads[0];
+    if (!grad.defined()) return {at::Tensor(), at::Tensor(), at::Tensor()};
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor rows = grad.dim() == 2 ? grad : grad.reshape({-1, grad.size(-1)});
+    at::Tensor grad_x, grad_weight, grad_bias;
+    if (context->needs_input_grad(0)) {
+      const at::Tensor weight = dequantize_ste(saved[1]).to(grad.scalar_type());
+      grad_x = rows.mm(weight).reshape(saved[0].sizes());
+    }
+    if (context->needs_input_grad(1)) {
+      const at::Tensor x = dequantize_ste(saved[0]).reshape({-1, saved[0].size(-1)});
+      grad_weight = rows.t().mm(x).to(saved[1].scalar_type());
+    }
+    if (context->saved_data.count("bias_dtype") && context->needs_input_grad(2)) {
+      grad_bias = rows.sum(0).to(context->saved_data["bias_dtype"].toScalarType());
+    }
+    return {grad_x, grad_weight, grad_bias};
+  }
+};
+
+at::Tensor embedding_forward(const at::Tensor& weight, const at::Tensor& indices) {
+  const RowRange rows = rows_of(weight);
+  const auto& cell = impl_of(weight)->weight;
+  if (!cell->scheme() || rows.transposed || rows.count != cell->sizes()[0]) {
+    return at::embedding(quantized_value(weight), indices);
+  }
+  std::vector<std::int64_t> sizes = indices.sizes().vec();
+  sizes.insert(sizes.end(), weight.sizes().begin() + 1, weight.sizes().end());
+  const at::Tensor flat = indices.reshape(-1).to(at::kLong);
+  return decode_rows(*weight_codes(weight), flat, weight.scalar_type()).reshape(sizes);
+}
+
+struct Embedding : Function<Embedding> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
+                            const at::Tensor& indices, std::int64_t padding_idx,
+                            bool scale_grad_by_freq, bool sparse) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    context->save_for_backward({indices});
+    context->saved_data["rows"] = weight.size(0);
+    context->saved_data["padding_idx"] = padding_idx;
+    context->saved_data["scale_grad_by_freq"] = scale_grad_by_freq;
+    context->saved_data["sparse"] = sparse;
+    return embedding_forward(weight, indices);
+  }
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const at::Tensor none;
+    if (!grads[0].defined()) return {none, none, none, none, none};
+    const at::Tensor grad = at::embedding_backward(
+        grads[0], context->get_saved_variables()[0], context->saved_data["rows"].toInt(),
+        context->saved_data["padding_idx"].toInt(),
+        context->saved_data["scale_grad_by_freq"].toBool(), context->saved_data["sparse"].toBool());
+    return {grad, none, none, none, none};
+  }
+};
+
+}  // namespace
+
+at::Tensor straight_through(const at::Tensor& x, const Forward& forward) {
+  if (records_gradients() && x.requires_grad()) return StraightThrough::apply(x, forward);
+  return run_below_autograd(x, forward);
+}
+
+at::Tensor dequantize_ste(const at::Tensor& t) {
+  return is_qtensor(t) ? straight_through(t, quantized_value) : t;
+}
+
+at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  const bool graph = x.requires_grad() || weight.requires_grad() ||
+                     (bias.defined() && bias.requires_grad());
+  if (records_gradients() && graph) {
+    return Linear::apply(x, weight, bias.defined() ? std::optional(bias) : std::nullopt);
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return linear_forward(x, weight, bias);
+}
+
+at::Tensor embedding_ste(const at::Tensor& weight, const at::Tensor& indices,
+                         std::int64_t padding_idx, bool scale_grad_by_freq, bool sparse) {
+  if (records_gradients() && weight.requires_grad()) {
+    return Embedding::apply(weight, indices, padding_idx, scale_grad_by_freq, sparse);
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return embedding_forward(weight, indices);
+}
+
+}  // namespace quantal

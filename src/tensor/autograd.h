@@ -1,0 +1,27 @@
+#pragma once
+
+#include <functional>
+
+#include <ATen/core/Tensor.h>
+
+namespace quantal {
+
+/// `forward(x)` with the identity as its gradient: how every quantizing and dequantizing step is
+/// differentiated (straight-through estimator; Bengio et al., 2013). `forward` runs below autograd
+/// and returns a tensor of x's shape that is new.
+at::Tensor straight_through(const at::Tensor& x,
+                            const std::function<at::Tensor(const at::Tensor&)>& forward);
+
+/// What compute operations read of `t` (quantized_value), differentiable; plain tensors as they
+/// are.
+at::Tensor dequantize_ste(const at::Tensor& t);
+
+/// y = x·wᵀ (+ bias) over the quantized values of x and w, in x's dtype: x (…, in), w (out, in),
+/// bias (out) or undefined. Keeps codes, not floats, for the backward pass.
+at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
+
+/// Rows `indices` of the quantized value of `weight` (rows, columns).
+at::Tensor embedding_ste(const at::Tensor& weight, const at::Tensor& indices,
+                         std::int64_t padding_idx, bool scale_grad_by_freq, bool sparse);
+
+}  // namespace quantal

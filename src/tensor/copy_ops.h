@@ -1,0 +1,17 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+/// Copies and comparisons of quantized tensors: PrivateUse3 kernels with ATen's signatures.
+namespace quantal {
+
+at::Tensor clone(const at::Tensor& t, std::optional<at::MemoryFormat> memory_format);
+at::Tensor to_copy(const at::Tensor& t, std::optional<at::ScalarType> dtype,
+                   std::optional<at::Layout> layout, std::optional<at::Device> device,
+                   std::optional<bool> pin_memory, bool non_blocking,
+                   std::optional<at::MemoryFormat> memory_format);
+at::Tensor& copy_into(at::Tensor& target, const at::Tensor& source, bool non_blocking);
+bool equal(const at::Tensor& a, const at::Tensor& b);
+at::Tensor alias(const at::Tensor& t);
+
+}  // namespace quantal

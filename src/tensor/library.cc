@@ -1,0 +1,201 @@
+// Every operator and every dispatcher entry of the tensor, in one place: their order matters, since
+// cover_operators() must come after the kernels that it must not replace.
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+#include <quantal/qtensor.h>
+
+#include "tensor/activation_ops.h"
+#include "tensor/autograd.h"
+#include "tensor/copy_ops.h"
+#include "tensor/fallback.h"
+#include "tensor/qtensor_impl.h"
+#include "tensor/weight_ops.h"
+
+namespace quantal {
+namespace {
+
+using torch::CppFunction;
+
+// Composite operations that compute with weights, and operations whose backward reads them.
+constexpr const char* kComputeOps[] = {
+    "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "inner", "einsum", "tensordot",
+    "bilinear", "_trilinear", "embedding_bag", "embedding_bag.padding_idx", "lstm.input",
+    "lstm.data", "gru.input", "gru.data", "rnn_tanh.input", "rnn_tanh.data", "rnn_relu.input",
+    "rnn_relu.data", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+    "linalg_multi_dot", "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
+};
+
+// Gradients that take a saved activation, and products that write to out=.
+constexpr const char* kReadsQuantizedOps[] = {
+    "threshold_backward", "_softmax_backward_data", "mm.out", "addmm.out", "bmm.out",
+    "baddbmm.out", "mv.out", "addmv.out", "matmul.out",
+};
+
+constexpr const char* kFactoryOps[] = {
+    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
+    "randint_like.low_dtype", "new_empty", "new_empty_strided", "new_full", "new_zeros",
+    "new_ones",
+};
+
+constexpr const char* kPoolBackwardOps[] = {
+    "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward",
+};
+
+// Views that only rearrange elements.
+constexpr const char* kViewOps[] = {
+    "view", "_unsafe_view", "_reshape_alias", "as_strided", "transpose.int", "permute",
+    "select.int", "slice.Tensor", "split.Tensor", "split_with_sizes", "unbind.int", "unsqueeze",
+    "squeeze", "squeeze.dim", "squeeze.dims", "expand", "diagonal", "unfold",
+};
+
+template <auto kernel, size_t count>
+void register_all(torch::Library& library, const char* const (&names)[count]) {
+  for (const char* name : names) {
+    library.impl(name, CppFunction::makeFromBoxedFunction<kernel>());
+  }
+}
+
+template <Results (*run)(Arguments)>
+CppFunction on_codes() {
+  return CppFunction::makeFromBoxedFunction<&codes_kernel<run>>();
+}
+
+QType qtype_named(std::string_view name) {
+  const auto qtype = find_qtype(name);
+  TORCH_CHECK_VALUE(qtype, "[quantal] expected the name of a qtype, got '", name, "'");
+  return *qtype;
+}
+
+std::shared_ptr<const Quantizer> quantizer_named(const std::string& name) {
+  if (name == "absmax") return absmax_quantizer();
+  if (name == "max") return max_quantizer();
+  if (name == "hqq") return hqq_quantizer();
+  TORCH_CHECK_VALUE(name.empty(), "[quantal] expected quantizer absmax, max or hqq, got '", name,
+                    "'");
+  return nullptr;
+}
+
+WeightOptions weight_options(std::string_view qtype, std::optional<std::int64_t> group_size,
+                             bool allow_short_group, const std::string& quantizer) {
+  return {qtype_named(qtype), group_size, allow_short_group, quantizer_named(quantizer)};
+}
+
+std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> parts_of(const at::Tensor& t) {
+  const QuantizedParts found = parts(t);
+  return {found.data.alias(), found.scale.alias(),
+          found.shift.defined() ? std::optional(found.shift.alias()) : std::nullopt};
+}
+
+void register_ops(torch::Library& m) {
+  m.def("quantize_weight(Tensor weight, str qtype, int? group_size=None, "
+        "bool allow_short_group=False, str quantizer='') -> Tensor",
+        [](const at::Tensor& weight, std::string_view qtype, std::optional<std::int64_t> group_size,
+           bool allow_short_group, std::string_view quantizer) {
+          return quantize_weight(weight, weight_options(qtype, group_size, allow_short_group,
+                                                        std::string(quantizer)));
+        });
+  m.def("live_weight(Tensor weight, str qtype, int? group_size=None, "
+        "bool allow_short_group=False, str quantizer='') -> Tensor",
+        [](const at::Tensor& weight, std::string_view qtype, std::optional<std::int64_t> group_size,
+           bool allow_short_group, std::string_view quantizer) {
+          return live_weight(weight, weight_options(qtype, group_size, allow_short_group,
+                                                    std::string(quantizer)));
+        });
+  m.def("quantize_activation(Tensor x, str qtype, Tensor scale) -> Tensor",
+        [](const at::Tensor& x, std::string_view qtype, const at::Tensor& scale) {
+          return quantize_activation(x, qtype_named(qtype), scale);
+        });
+  m.def("dequantize(Tensor t) -> Tensor", [](const at::Tensor& t) { return quantal::dequantize(t); });
+  m.def("latent(Tensor weight) -> Tensor", [](const at::Tensor& t) { return latent(t); });
+  m.def("freeze(Tensor weight) -> ()", [](const at::Tensor& t) { freeze(t); });
+  m.def("is_quantized(Tensor t) -> bool", [](const at::Tensor& t) { return is_quantized(t); });
+  m.def("is_live(Tensor t) -> bool", [](const at::Tensor& t) { return is_live(t); });
+  m.def("is_frozen(Tensor t) -> bool", [](const at::Tensor& t) { return is_frozen(t); });
+  m.def("parts(Tensor t) -> (Tensor, Tensor, Tensor?)", parts_of);
+  m.def("weight_from_parts(Tensor data, Tensor scale, Tensor? shift, str qtype, int group_size, "
+        "int[] sizes, ScalarType dtype) -> Tensor",
+        [](const at::Tensor& data, const at::Tensor& scale, const std::optional<at::Tensor>& shift,
+           std::string_view qtype, std::int64_t group_size, at::IntArrayRef sizes,
+           at::ScalarType dtype) {
+          return weight_from_parts({qtype_named(qtype), group_size, data, scale,
+                                    shift.value_or(at::Tensor())},
+                                   sizes, dtype);
+        });
+  m.def("fallback_count() -> int", [] { return fallback_count(); });
+  m.def("fallback_counts() -> Dict(str, int)", [] {
+    c10::Dict<std::string, std::int64_t> counts;
+    for (const auto& [op, count] : fallback_counts()) counts.insert(op, count);
+    return counts;
+  });
+  m.def("reset_fallback_counts() -> ()", [] { reset_fallback_counts(); });
+  m.def("refresh_operators() -> int", [] { return refresh_operators(); });
+}
+
+}  // namespace
+
+TORCH_LIBRARY(quantal, m) { register_ops(m); }
+
+TORCH_LIBRARY_IMPL(aten, PrivateUse3, m) {
+  m.impl("linear", linear);
+  m.impl("matmul", matmul);
+  m.impl("mm", mm);
+  m.impl("addmm", addmm);
+  m.impl("convolution", convolution);
+  m.impl("_convolution", traced_convolution);
+  m.impl("embedding", embedding);
+  m.impl("layer_norm", layer_norm);
+  m.impl("t", transpose_matrix);
+  m.impl("max_pool1d", max_pool1d);
+  m.impl("clone", clone);
+  m.impl("_to_copy", to_copy);
+  m.impl("copy_", copy_into);
+  m.impl("equal", equal);
+  m.impl("detach", alias);
+  m.impl("alias", alias);
+  m.impl("relu", on_codes<relu_codes>());
+  m.impl("relu_", on_codes<relu_codes_>());
+  m.impl("neg", on_codes<neg_codes>());
+  m.impl("mul.Tensor", on_codes<mul_codes>());
+  m.impl("div.Tensor", on_codes<div_codes>());
+  m.impl("cat", on_codes<cat_codes>());
+  m.impl("stack", on_codes<stack_codes>());
+  m.impl("_softmax", on_codes<softmax_codes>());
+  m.impl("max_pool1d_with_indices", on_codes<max_pool1d_indices>());
+  m.impl("max_pool2d_with_indices", on_codes<max_pool2d_indices>());
+  m.impl("max_pool3d_with_indices", on_codes<max_pool3d_indices>());
+  m.impl("add_.Tensor", on_codes<add_bias_>());
+  register_all<&view_kernel>(m, kViewOps);
+  register_all<&factory_kernel>(m, kFactoryOps);
+  register_all<&factory_kernel>(m, kPoolBackwardOps);
+  register_all<&compute_kernel>(m, kComputeOps);
+  register_all<&compute_kernel>(m, kReadsQuantizedOps);
+}
+
+TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse3, m) {
+  m.impl("linear", linear);
+  m.impl("matmul", matmul);
+  m.impl("mm", mm);
+  m.impl("addmm", addmm);
+  m.impl("convolution", convolution);
+  m.impl("_convolution", traced_convolution);
+  m.impl("embedding", embedding);
+  m.impl("layer_norm", layer_norm);
+  m.impl("max_pool1d", max_pool1d);
+  register_all<&compute_autograd_kernel>(m, kComputeOps);
+}
+
+TORCH_LIBRARY_IMPL(_, PrivateUse3, m) {
+  m.fallback(CppFunction::makeFromBoxedFunction<&fallback_kernel>());
+}
+
+TORCH_LIBRARY_IMPL(_, AutogradPrivateUse3, m) {
+  m.fallback(torch::autograd::basicAutogradNotImplementedFallback());
+}
+
+namespace {
+[[maybe_unused]] const std::int64_t covered_at_load = cover_operators();
+}  // namespace
+
+}  // namespace quantal

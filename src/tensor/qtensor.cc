@@ -1,0 +1,228 @@
+#include <quantal/qtensor.h>
+
+#include <ATen/ATen.h>
+
+#include "quantizers/weight_scheme.h"
+#include "tensor/activation.h"
+#include "tensor/autograd.h"
+#include "tensor/dispatch_log.h"
+#include "tensor/fallback.h"
+#include "tensor/qtensor_impl.h"
+#include "tensor/weights.h"
+
+namespace quantal {
+namespace {
+
+void check_weight_dtype(const at::Tensor& weight, const char* function) {
+  const at::ScalarType dtype = weight.scalar_type();
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+                        dtype == at::kHalf,
+                    "[quantal::", function,
+                    "] expected a weight of dtype float32, float64, bfloat16 or float16, got ",
+                    dtype);
+}
+
+void check_part(bool holds, const std::string& name, const char* part, const std::string& wanted,
+                const std::string& got) {
+  TORCH_CHECK_VALUE(holds, "[quantal::weight_from_parts] '", name, "': expected ", part, " ",
+                    wanted, ", got ", got);
+}
+
+std::string shape_text(at::IntArrayRef shape) {
+  std::ostringstream text;
+  text << shape;
+  return text.str();
+}
+
+void check_data(const QuantizedParts& parts, at::IntArrayRef sizes, const std::string& name) {
+  const at::ScalarType dtype = code_dtype(parts.qtype);
+  check_part(parts.data.defined() && parts.data.scalar_type() == dtype, name, "data of dtype",
+             at::toString(dtype),
+             parts.data.defined() ? at::toString(parts.data.scalar_type()) : "none");
+  const auto shape = data_shape(parts.qtype, sizes, parts.group_size);
+  check_part(parts.data.sizes() == at::IntArrayRef(shape), name, "data of shape",
+             shape_text(shape), shape_text(parts.data.sizes()));
+  if (parts.qtype.is_floating_point) {
+    check_part(!parts.data.to(at::kFloat).isnan().any().item<bool>(), name, "data", "without NaN",
+               "NaN");
+  }
+}
+
+// A scale or shift of the right dtype and shape. Rows of length one may come without dimensions.
+at::Tensor checked_scale(const at::Tensor& part, const char* what, const QuantizedParts& parts,
+                         at::IntArrayRef sizes, const std::string& name) {
+  check_part(part.defined(), name, what, "to be there", "none");
+  check_part(at::isFloatingType(part.scalar_type()) && part.element_size() > 1, name, what,
+             "of a floating-point dtype", at::toString(part.scalar_type()));
+  const auto shape = scale_shape(parts.qtype, sizes, parts.group_size);
+  if (part.numel() == 1 && sizes[0] == 1 && c10::multiply_integers(shape) == 1) {
+    return part.reshape(shape).contiguous();
+  }
+  check_part(part.sizes() == at::IntArrayRef(shape), name, what, "of shape " + shape_text(shape),
+             shape_text(part.sizes()));
+  check_part(part.isfinite().all().item<bool>(), name, what, "to be finite", "NaN or Inf");
+  return part.contiguous();
+}
+
+}  // namespace
+
+WeightScheme resolve_scheme(const at::Tensor& weight, const WeightOptions& options,
+                            const std::string& name) {
+  WeightScheme scheme{options.qtype, 0, options.quantizer};
+  if (!scheme.quantizer) scheme.quantizer = default_quantizer(options.qtype);
+  TORCH_CHECK_VALUE(scheme.quantizer->supports(options.qtype), "[quantal::quantize] '", name,
+                    "': quantizer '", scheme.quantizer->name(), "' does not support ",
+                    options.qtype.name);
+  TORCH_CHECK_VALUE(weight.dim() >= 2, "[quantal::quantize] '", name,
+                    "': expected a weight of two dimensions or more, got shape ", weight.sizes());
+  const std::int64_t row = c10::multiply_integers(weight.sizes().slice(1));
+  if (!options.group_size) {
+    scheme.group_size = default_group_size(options.qtype, row);
+    return scheme;
+  }
+  const std::int64_t group = *options.group_size;
+  TORCH_CHECK_VALUE(group >= 0 && (group == 0 || options.qtype.is_affine()),
+                    "[quantal::quantize] '", name, "': expected group size 0 for ",
+                    options.qtype.name, ", got ", group);
+  TORCH_CHECK_VALUE(group == 0 || row % group == 0 || options.allow_short_group,
+                    "[quantal::quantize] '", name, "': expected a group size that divides the row "
+                    "of ", row, " elements (or allow_short_group), got ", group);
+  scheme.group_size = row == 0 ? 0 : group;
+  return scheme;
+}
+
+bool is_quantized(const at::Tensor& tensor) {
+  return is_qtensor(tensor) && (is_activation(tensor) || impl_of(tensor)->weight->scheme());
+}
+
+bool is_live(const at::Tensor& tensor) {
+  return is_weight(tensor) && impl_of(tensor)->weight->scheme() && impl_of(tensor)->weight->live();
+}
+
+bool is_frozen(const at::Tensor& tensor) {
+  return is_weight(tensor) && !impl_of(tensor)->weight->live();
+}
+
+at::Tensor quantize_weight(const at::Tensor& weight, const WeightOptions& options) {
+  TORCH_CHECK_VALUE(!is_qtensor(weight), "[quantal::quantize_weight] expected a float tensor, got "
+                    "a quantized one: dequantize() it first");
+  check_weight_dtype(weight, "quantize_weight");
+  const WeightScheme scheme = resolve_scheme(weight, options, "weight");
+  check_finite(weight, "weight");
+  cover_new_operators();
+  return straight_through(weight, [&](const at::Tensor& value) {
+    auto codes = std::make_shared<const WeightCodes>(quantize(value, scheme));
+    return make_weight(std::make_shared<WeightCell>(scheme, std::move(codes)),
+                       value.scalar_type());
+  });
+}
+
+at::Tensor make_live_weight(const at::Tensor& weight, std::optional<WeightScheme> scheme) {
+  cover_new_operators();
+  c10::InferenceMode normal(false);
+  const at::Tensor latent = weight.is_inference() ? weight.clone() : weight.detach();
+  at::Tensor live =
+      make_weight(std::make_shared<WeightCell>(std::move(scheme), latent), weight.scalar_type());
+  live.set_requires_grad(weight.requires_grad());
+  return live;
+}
+
+at::Tensor live_weight(const at::Tensor& weight, const WeightOptions& options) {
+  TORCH_CHECK_VALUE(!is_qtensor(weight), "[quantal::live_weight] expected a float tensor, got a "
+                    "quantized one");
+  check_weight_dtype(weight, "live_weight");
+  const WeightScheme scheme = resolve_scheme(weight, options, "weight");
+  check_finite(weight, "weight");
+  return make_live_weight(weight, scheme);
+}
+
+void freeze(const at::Tensor& weight) {
+  TORCH_CHECK_VALUE(is_weight(weight) && impl_of(weight)->weight->scheme(),
+                    "[quantal::freeze] expected a quantized weight");
+  QTensorImpl* impl = impl_of(weight);
+  if (!impl->weight->live()) return;
+  check_finite(impl->weight->latent(), "weight");
+  c10::InferenceMode normal(false);
+  auto codes = weight_codes(weight);
+  if (weight.is_leaf()) {
+    weight.mutable_grad() = at::Tensor();
+    weight.set_requires_grad(false);
+  }
+  impl->weight->set_codes(std::move(codes));
+  impl->accepted_version = -1;
+}
+
+at::Tensor quantize_activation(const at::Tensor& x, const QType& qtype, const at::Tensor& scale) {
+  TORCH_CHECK_VALUE(!is_qtensor(x), "[quantal::quantize_activation] expected a float tensor");
+  TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()),
+                    "[quantal::quantize_activation] expected a float tensor, got ",
+                    x.scalar_type());
+  TORCH_CHECK_VALUE(!qtype.is_affine(),
+                    "[quantal::quantize_activation] expected an 8-bit qtype, got ", qtype.name);
+  const bool one = scale.defined() && scale.numel() == 1;
+  TORCH_CHECK_VALUE(one && std::isfinite(scale.item<double>()) && scale.item<double>() > 0,
+                    "[quantal::quantize_activation] expected one finite positive scale, got ",
+                    one ? std::to_string(scale.item<double>()) : "none or several");
+  cover_new_operators();
+  return quantize_activation_ste(x, qtype, scale.detach().to(at::kFloat).reshape({}));
+}
+
+at::Tensor dequantize(const at::Tensor& tensor) { return dequantize_ste(tensor); }
+
+at::Tensor latent(const at::Tensor& weight) {
+  TORCH_CHECK_VALUE(is_weight(weight) && impl_of(weight)->weight->live(),
+                    "[quantal::latent] expected a live quantized weight");
+  return impl_of(weight)->weight->latent();
+}
+
+QuantizedParts parts(const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(is_quantized(tensor), "[quantal::parts] expected a quantized tensor");
+  if (is_weight(tensor)) {
+    const auto codes = weight_codes(tensor);
+    return {codes->qtype, codes->group_size, codes->data, codes->scale, codes->shift};
+  }
+  const ActivationCell& cell = *impl_of(tensor)->activation;
+  TORCH_CHECK_VALUE(cell.codes.defined(),
+                    "[quantal::parts] the activation was written in place and holds floats");
+  return {cell.qtype, 0, activation_codes(tensor), cell.scale, {}};
+}
+
+at::Tensor weight_from_parts(const QuantizedParts& parts, at::IntArrayRef sizes,
+                             at::ScalarType dtype, const std::string& name) {
+  TORCH_CHECK_VALUE(sizes.size() >= 2, "[quantal::weight_from_parts] '", name,
+                    "': expected two dimensions or more, got ", sizes);
+  TORCH_CHECK_VALUE(parts.group_size >= 0 && (parts.group_size == 0 || parts.qtype.is_affine()),
+                    "[quantal::weight_from_parts] '", name, "': group size ", parts.group_size,
+                    " does not fit ", parts.qtype.name);
+  check_data(parts, sizes, name);
+  auto codes = std::make_shared<WeightCodes>();
+  *codes = {parts.qtype, sizes.vec(), parts.group_size, parts.data.contiguous(), {}, {}};
+  codes->scale = checked_scale(parts.scale, "scale", parts, sizes, name);
+  check_part((codes->scale > 0).all().item<bool>() && codes->scale.isfinite().all().item<bool>(),
+             name, "scale", "to be finite and positive", "zero, negative, NaN or Inf");
+  if (parts.qtype.is_affine()) {
+    at::Tensor shift = parts.shift;
+    // Integer shifts are zero-points: value = scale * (code - zero_point).
+    if (shift.defined() && at::isIntegralType(shift.scalar_type(), /*includeBool=*/false)) {
+      shift = shift.to(parts.scale.scalar_type()) * parts.scale;
+    }
+    codes->shift = checked_scale(shift, "shift", parts, sizes, name);
+  }
+  cover_new_operators();
+  const WeightScheme scheme{parts.qtype, parts.group_size, default_quantizer(parts.qtype)};
+  return make_weight(std::make_shared<WeightCell>(scheme, std::move(codes)), dtype);
+}
+
+std::int64_t fallback_count() {
+  std::int64_t total = 0;
+  for (const auto& [op, count] : logged_fallbacks()) total += count;
+  return total;
+}
+
+std::map<std::string, std::int64_t> fallback_counts() { return logged_fallbacks(); }
+
+void reset_fallback_counts() { clear_logged_fallbacks(); }
+
+std::int64_t refresh_operators() { return cover_operators(); }
+
+}  // namespace quantal

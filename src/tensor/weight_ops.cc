@@ -1,0 +1,130 @@
+#include "tensor/weight_ops.h"
+
+#include <ATen/ATen.h>
+
+#include "tensor/autograd.h"
+#include "tensor/qtensor_impl.h"
+
+namespace quantal {
+namespace {
+
+std::shared_ptr<LayerState> layer_of(const at::Tensor& t) {
+  return is_weight(t) ? impl_of(t)->weight->layer : nullptr;
+}
+
+OptionalTensor dequantize_ste(const OptionalTensor& t) {
+  return t ? OptionalTensor(dequantize_ste(*t)) : t;
+}
+
+// torch::nn::Linear hands addmm and matmul its weight transposed.
+bool is_transposed_weight(const at::Tensor& t) {
+  return is_weight(t) && t.dim() == 2 && rows_of(t).transposed;
+}
+
+// Other operands' dtypes follow the activation's, as they do inside a linear.
+at::Tensor as_dtype(const at::Tensor& t, at::ScalarType dtype) {
+  return t.defined() && t.scalar_type() != dtype ? t.to(dtype) : t;
+}
+
+at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                            bool bias_follows) {
+  TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == weight.size(1),
+                    "[quantal::linear] expected input of shape (…, ", weight.size(1),
+                    ") for a weight of shape (out, in) = ", weight.sizes(), ", got ", x.sizes());
+  const auto layer = layer_of(weight);
+  const at::Tensor input = prepare_input(layer, x, TokenAxis::kLastDim);
+  return finish_output(layer, linear_ste(input, weight, bias), bias_follows);
+}
+
+}  // namespace
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
+  const at::Tensor added = bias ? dequantize_ste(*bias) : at::Tensor();
+  if (is_weight(weight) && weight.dim() == 2 && !rows_of(weight).transposed) {
+    return quantized_linear(x, weight, added, /*bias_follows=*/false);
+  }
+  return at::linear(dequantize_ste(x), dequantize_ste(weight), added);
+}
+
+at::Tensor matmul(const at::Tensor& a, const at::Tensor& b) {
+  if (is_transposed_weight(b)) {
+    const auto layer = layer_of(b);
+    return quantized_linear(a, b.t(), {}, /*bias_follows=*/layer && layer->has_bias);
+  }
+  return at::matmul(dequantize_ste(a), dequantize_ste(b));
+}
+
+at::Tensor mm(const at::Tensor& a, const at::Tensor& b) {
+  if (is_transposed_weight(b) && a.dim() == 2) {
+    return quantized_linear(a, b.t(), {}, /*bias_follows=*/false);
+  }
+  return at::mm(dequantize_ste(a), dequantize_ste(b));
+}
+
+at::Tensor addmm(const at::Tensor& bias, const at::Tensor& a, const at::Tensor& b,
+                 const at::Scalar& beta, const at::Scalar& alpha) {
+  const bool is_linear = is_transposed_weight(b) && a.dim() == 2 && bias.dim() == 1 &&
+                         bias.size(0) == b.size(1) && beta.equal(1) && alpha.equal(1);
+  if (is_linear) {
+    return quantized_linear(a, b.t(), dequantize_ste(bias), /*bias_follows=*/false);
+  }
+  return at::addmm(dequantize_ste(bias), dequantize_ste(a),
+                   dequantize_ste(b), beta, alpha);
+}
+
+at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                       c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                       c10::SymIntArrayRef dilation, bool transposed,
+                       c10::SymIntArrayRef output_padding, c10::SymInt groups) {
+  const auto layer = layer_of(weight);
+  const at::Tensor input =
+      dequantize_ste(prepare_input(layer, x, TokenAxis::kFirstDim));
+  const at::Tensor kernel = as_dtype(dequantize_ste(weight), input.scalar_type());
+  OptionalTensor added = dequantize_ste(bias);
+  if (added) added = as_dtype(*added, input.scalar_type());
+  return finish_output(layer, at::convolution_symint(input, kernel, added, stride, padding,
+                                                     dilation, transposed, output_padding, groups));
+}
+
+at::Tensor traced_convolution(const at::Tensor& x, const at::Tensor& weight,
+                              const OptionalTensor& bias, c10::SymIntArrayRef stride,
+                              c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                              bool transposed, c10::SymIntArrayRef output_padding,
+                              c10::SymInt groups, bool, bool, bool, bool) {
+  return quantal::convolution(x, weight, bias, stride, padding, dilation, transposed,
+                              output_padding, std::move(groups));
+}
+
+at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, c10::SymInt padding_idx,
+                     bool scale_grad_by_freq, bool sparse) {
+  const at::Tensor rows = dequantize_ste(indices);
+  if (is_weight(weight) && weight.dim() == 2) {
+    return embedding_ste(weight, rows, padding_idx.expect_int(), scale_grad_by_freq, sparse);
+  }
+  return at::embedding_symint(dequantize_ste(weight), rows, padding_idx,
+                              scale_grad_by_freq, sparse);
+}
+
+at::Tensor layer_norm(const at::Tensor& x, c10::SymIntArrayRef normalized_shape,
+                      const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                      bool cudnn_enable) {
+  const auto layer = weight ? layer_of(*weight) : nullptr;
+  return finish_output(layer, at::layer_norm_symint(dequantize_ste(x), normalized_shape,
+                                                    dequantize_ste(weight), dequantize_ste(bias),
+                                                    eps, cudnn_enable));
+}
+
+at::Tensor transpose_matrix(const at::Tensor& t) {
+  TORCH_CHECK(t.dim() <= 2, "t() expects a tensor with <= 2 dimensions, but self is ", t.dim(),
+              "D");
+  Geometry geometry = Geometry::of(t);
+  if (t.dim() == 2) {
+    std::swap(geometry.sizes[0], geometry.sizes[1]);
+    std::swap(geometry.strides[0], geometry.strides[1]);
+  }
+  if (auto alias = make_alias(t, geometry)) return *alias;
+  ViewGuard guard(t);
+  return float_value(t).t();
+}
+
+}  // namespace quantal

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+/// Compute operations on quantized weights and activations: the kernels of PrivateUse3 and of
+/// AutogradPrivateUse3 both. Signatures are ATen's.
+namespace quantal {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias);
+at::Tensor matmul(const at::Tensor& a, const at::Tensor& b);
+at::Tensor mm(const at::Tensor& a, const at::Tensor& b);
+at::Tensor addmm(const at::Tensor& bias, const at::Tensor& a, const at::Tensor& b,
+                 const at::Scalar& beta, const at::Scalar& alpha);
+at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                       c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                       c10::SymIntArrayRef dilation, bool transposed,
+                       c10::SymIntArrayRef output_padding, c10::SymInt groups);
+at::Tensor traced_convolution(const at::Tensor& x, const at::Tensor& weight,
+                              const OptionalTensor& bias, c10::SymIntArrayRef stride,
+                              c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                              bool transposed, c10::SymIntArrayRef output_padding,
+                              c10::SymInt groups, bool benchmark, bool deterministic,
+                              bool cudnn_enabled, bool allow_tf32);
+at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, c10::SymInt padding_idx,
+                     bool scale_grad_by_freq, bool sparse);
+at::Tensor layer_norm(const at::Tensor& x, c10::SymIntArrayRef normalized_shape,
+                      const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                      bool cudnn_enable);
+at::Tensor transpose_matrix(const at::Tensor& t);
+
+}  // namespace quantal
