@@ -28,6 +28,9 @@ enum class Errc {
   kMissingTensor,        ///< no tensor of that name
   kInvalidData,          ///< bytes that the dtype forbids (BOOL other than 0 and 1)
   kPathEscape,           ///< a shard name that leaves its folder
+  kOrphanTensor,         ///< a shard holds a tensor that its index does not list
+  kLimitExceeded,        ///< over a documented limit: length of a name, entries of the metadata
+  kOutOfMemory,          ///< an allocation failed
 };
 
 /// The name of an error class, as tests and messages show it ("DuplicateKey").

@@ -40,6 +40,12 @@ const char* errc_name(Errc code) {
       return "InvalidData";
     case Errc::kPathEscape:
       return "PathEscape";
+    case Errc::kOrphanTensor:
+      return "OrphanTensor";
+    case Errc::kLimitExceeded:
+      return "LimitExceeded";
+    case Errc::kOutOfMemory:
+      return "OutOfMemory";
   }
   return "unknown";
 }
