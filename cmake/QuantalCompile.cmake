@@ -16,7 +16,8 @@ endif()
 
 add_library(quantal_compile INTERFACE)
 target_compile_features(quantal_compile INTERFACE cxx_std_20)
-target_compile_options(quantal_compile INTERFACE -Wall -Wextra -Wno-unused-parameter)
+target_compile_options(quantal_compile INTERFACE -Wall -Wextra -Wno-unused-parameter
+                       -Wno-missing-field-initializers)
 foreach(sanitizer IN LISTS QUANTAL_SANITIZE)
   target_compile_options(quantal_compile INTERFACE -fsanitize=${sanitizer} -fno-omit-frame-pointer)
   target_link_options(quantal_compile INTERFACE -fsanitize=${sanitizer})

@@ -40,7 +40,8 @@ enum class TokenAxis {
   kFirstDim,  ///< convolution: one scale a sample, over every dimension but the first
 };
 
-/// The activations of one layer. Travels with the layer's weight: what a module hook would hold.
+/// What is known of one layer, its activations foremost. Travels with the layer's weight: what a
+/// module hook would hold.
 struct LayerState {
   std::string name;
   bool has_bias = false;
@@ -49,6 +50,7 @@ struct LayerState {
   at::Tensor input_scale;   ///< fp32 scalar; undefined: not calibrated, scales are dynamic
   at::Tensor output_scale;  ///< fp32 scalar; undefined: not calibrated
   bool quantize_output = false;
+  std::optional<double> snr_db;  ///< of the weight, noted when it was frozen
   std::shared_ptr<LayerObserver> observer;  ///< set while a Calibration is alive
 };
 

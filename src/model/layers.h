@@ -1,0 +1,31 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "model/modules.h"
+#include "tensor/qtensor_impl.h"
+
+namespace quantal {
+
+/// The cell of a slot that holds a quantized weight or carries a layer's activations, else null.
+inline std::shared_ptr<WeightCell> cell_of(const Slot& slot) {
+  return is_weight(slot.tensor) ? impl_of(slot.tensor)->weight : nullptr;
+}
+inline bool has_codes(const Slot& slot) {
+  const auto cell = cell_of(slot);
+  return cell && cell->scheme();
+}
+
+/// A layer's name: its module's, with the parameter's where the module has several weights.
+std::string layer_name(const ModuleEntry& entry, const Slot& slot);
+
+/// 10·log10(Σw² / Σ(w − ŵ)²) of a live weight; of a frozen one as noted when it was frozen.
+std::optional<double> weight_snr_db(const at::Tensor& weight);
+
+/// The layer state for a weight of `entry`, without scales.
+std::shared_ptr<LayerState> new_layer(const ModuleEntry& entry, const Slot& slot,
+                                      std::optional<QType> activations);
+
+}  // namespace quantal
