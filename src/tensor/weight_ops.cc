@@ -13,7 +13,7 @@ std::shared_ptr<LayerState> layer_of(const at::Tensor& t) {
 }
 
 OptionalTensor dequantize_ste(const OptionalTensor& t) {
-  return t ? OptionalTensor(dequantize_ste(*t)) : t;
+  return t ? OptionalTensor(quantal::dequantize_ste(*t)) : t;
 }
 
 // torch::nn::Linear hands addmm and matmul its weight transposed.
