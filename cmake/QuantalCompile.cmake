@@ -39,6 +39,8 @@ function(quantal_library target alias)
   set_target_properties(
     ${target} PROPERTIES CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON
                          VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}
-                         EXPORT_NAME ${alias} POSITION_INDEPENDENT_CODE ON)
-  install(TARGETS ${target} EXPORT QuantalTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+                         EXPORT_NAME ${alias} POSITION_INDEPENDENT_CODE ON
+                         INSTALL_RPATH "$ORIGIN" INSTALL_RPATH_USE_LINK_PATH ON)
+  install(TARGETS ${target} EXPORT QuantalTargets-${alias}
+          LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endfunction()

@@ -1,0 +1,50 @@
+# Every verb of the project. What is missing on the machine, scripts/setup.sh installs first.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup build test demo format format-check lint asan tsan bench clean
+
+VENV := .venv/bin
+RELEASE := build/release
+CPP_FILES = git ls-files -z --cached --others --exclude-standard '*.h' '*.cc' '*.cu'
+
+help: ## This list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
+
+setup: ## Install what is missing: Debian packages (as root), Python packages in .venv
+	@scripts/setup.sh
+
+build: setup ## Build everything, optimised, in build/release
+	@cmake --preset release
+	@cmake --build --preset release
+
+test: build ## Build and run every test: ctest, then pytest
+	@scripts/test.sh
+
+demo: setup ## Train, quantize and save a small network on Fashion-MNIST
+	@cmake --preset release
+	@cmake --build --preset release --target quantal-demo
+	@$(RELEASE)/examples/cpp/quantal-demo
+
+format: setup ## Format the C++ and Python files
+	@$(CPP_FILES) | xargs -0 $(VENV)/clang-format -i
+	@$(VENV)/ruff format --quiet
+	@$(VENV)/ruff check --quiet --select I --fix
+
+format-check: setup ## Fail where `make format` would change a file
+	@$(CPP_FILES) | xargs -0 $(VENV)/clang-format --dry-run --Werror
+	@$(VENV)/ruff format --check --quiet --diff
+
+lint: setup ## clang-tidy and ruff
+	@scripts/lint.sh
+
+asan: setup ## Build and run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@scripts/sanitize.sh asan
+
+tsan: setup ## The same under ThreadSanitizer, for the parts without libtorch
+	@scripts/sanitize.sh tsan
+
+bench: build ## Run the benchmarks; JSON goes to build/bench-results
+	@scripts/bench.sh
+
+clean: ## Remove the build folders; .venv stays
+	@rm -rf build
