@@ -20,6 +20,7 @@ struct ScaleShift {
 class QUANTAL_API Quantizer {
  public:
   virtual ~Quantizer() = default;
+  /// What a checkpoint notes: "absmax", "max", "hqq", …
   virtual std::string_view name() const = 0;
   virtual bool supports(const QType& qtype) const = 0;
   /// `groups`: (groups, group size) fp32 or fp64, finite. Returns tensors of the same dtype.
@@ -39,11 +40,15 @@ struct HqqOptions {
   double beta = 10.0;
   double kappa = 1.01;
   int iterations = 20;
+  friend bool operator==(const HqqOptions&, const HqqOptions&) = default;
 };
 
 /// Affine types: max_quantizer() with the shift refined by half-quadratic quantization (Badri and
 /// Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023).
 QUANTAL_API std::shared_ptr<const Quantizer> hqq_quantizer(const HqqOptions& options = {});
+
+/// The quantizer whose name() is `name`, or null where quantal has none of that name.
+QUANTAL_API std::shared_ptr<const Quantizer> find_quantizer(std::string_view name);
 
 /// absmax for symmetric types, max for affine ones.
 QUANTAL_API std::shared_ptr<const Quantizer> default_quantizer(const QType& qtype);

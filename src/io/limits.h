@@ -8,6 +8,7 @@ namespace quantal::io {
 
 inline constexpr std::uint64_t kMaxHeader = 100'000'000;        // as the reference reader
 inline constexpr std::uint64_t kMaxIndex = std::uint64_t{64} << 20;  // a shard index, in bytes
+inline constexpr std::uint64_t kMaxDocument = std::uint64_t{16} << 20;  // a quantization map
 inline constexpr std::size_t kMaxDepth = 8;
 inline constexpr std::size_t kMaxRank = 64;
 inline constexpr std::uint64_t kMaxDim = std::uint64_t{1} << 62;

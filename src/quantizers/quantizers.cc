@@ -59,7 +59,9 @@ class Hqq final : public Max {
                       "[quantal::hqq_quantizer] expected iterations >= 0, beta > 0, lp_norm > 0, got ",
                       options.iterations, ", ", options.beta, ", ", options.lp_norm);
   }
-  std::string_view name() const override { return "hqq"; }
+  std::string_view name() const override {
+    return options_ == HqqOptions() ? "hqq" : "hqq with other options";
+  }
 
   ScaleShift operator()(const at::Tensor& groups, const QType& qtype) const override {
     auto [scale, shift] = Max::operator()(groups, qtype);
@@ -98,6 +100,13 @@ std::shared_ptr<const Quantizer> max_quantizer() { return std::make_shared<Max>(
 
 std::shared_ptr<const Quantizer> hqq_quantizer(const HqqOptions& options) {
   return std::make_shared<Hqq>(options);
+}
+
+std::shared_ptr<const Quantizer> find_quantizer(std::string_view name) {
+  if (name == "absmax") return absmax_quantizer();
+  if (name == "max") return max_quantizer();
+  if (name == "hqq") return hqq_quantizer();
+  return nullptr;
 }
 
 std::shared_ptr<const Quantizer> default_quantizer(const QType& qtype) {

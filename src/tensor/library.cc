@@ -18,20 +18,27 @@ namespace {
 
 using torch::CppFunction;
 
-// Composite operations that compute with weights, and operations whose backward reads them.
+// Operations that compute with weights, and operations whose backward does (lstsq, pinv): forward
+// and backward must read the same value.
 constexpr const char* kComputeOps[] = {
     "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "inner", "einsum", "tensordot",
     "bilinear", "_trilinear", "embedding_bag", "embedding_bag.padding_idx", "lstm.input",
     "lstm.data", "gru.input", "gru.data", "rnn_tanh.input", "rnn_tanh.data", "rnn_relu.input",
     "rnn_relu.data", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
     "linalg_multi_dot", "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
+    "_grouped_mm", "_addmm_activation", "conv_tbc", "linalg_lstsq", "linalg_pinv.atol_rtol_tensor",
 };
 
-// Gradients that take a saved activation, and products that write to out=.
-constexpr const char* kReadsQuantizedOps[] = {
-    "threshold_backward", "_softmax_backward_data", "mm.out", "addmm.out", "bmm.out",
-    "baddbmm.out", "mv.out", "addmv.out", "matmul.out",
+// The same that write to out=.
+constexpr const char* kComputeOutOps[] = {
+    "mm.out", "addmm.out", "bmm.out", "baddbmm.out", "addbmm.out", "mv.out", "addmv.out",
+    "matmul.out", "dot.out", "vdot.out", "inner.out", "tensordot.out", "linear.out",
+    "linalg_multi_dot.out", "_addmm_activation.out", "linalg_lstsq.out",
+    "linalg_pinv.atol_rtol_tensor_out",
 };
+
+// Gradients that take a saved activation.
+constexpr const char* kActivationBackwardOps[] = {"threshold_backward", "_softmax_backward_data"};
 
 constexpr const char* kFactoryOps[] = {
     "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
@@ -69,12 +76,10 @@ QType qtype_named(std::string_view name) {
 }
 
 std::shared_ptr<const Quantizer> quantizer_named(const std::string& name) {
-  if (name == "absmax") return absmax_quantizer();
-  if (name == "max") return max_quantizer();
-  if (name == "hqq") return hqq_quantizer();
-  TORCH_CHECK_VALUE(name.empty(), "[quantal] expected quantizer absmax, max or hqq, got '", name,
-                    "'");
-  return nullptr;
+  if (name.empty()) return nullptr;
+  auto quantizer = find_quantizer(name);
+  TORCH_CHECK_VALUE(quantizer, "[quantal] expected quantizer absmax, max or hqq, got '", name, "'");
+  return quantizer;
 }
 
 WeightOptions weight_options(std::string_view qtype, std::optional<std::int64_t> group_size,
@@ -162,7 +167,6 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse3, m) {
   m.impl("cat", on_codes<cat_codes>());
   m.impl("stack", on_codes<stack_codes>());
   m.impl("_softmax", on_codes<softmax_codes>());
-  m.impl("max_pool1d_with_indices", on_codes<max_pool1d_indices>());
   m.impl("max_pool2d_with_indices", on_codes<max_pool2d_indices>());
   m.impl("max_pool3d_with_indices", on_codes<max_pool3d_indices>());
   m.impl("add_.Tensor", on_codes<add_bias_>());
@@ -170,7 +174,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse3, m) {
   register_all<&factory_kernel>(m, kFactoryOps);
   register_all<&factory_kernel>(m, kPoolBackwardOps);
   register_all<&compute_kernel>(m, kComputeOps);
-  register_all<&compute_kernel>(m, kReadsQuantizedOps);
+  register_all<&compute_kernel>(m, kComputeOutOps);
+  register_all<&uncounted_kernel>(m, kActivationBackwardOps);
 }
 
 TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse3, m) {
@@ -188,6 +193,15 @@ TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse3, m) {
 
 TORCH_LIBRARY_IMPL(_, PrivateUse3, m) {
   m.fallback(CppFunction::makeFromBoxedFunction<&fallback_kernel>());
+}
+
+// A sparse operand beside a quantized one.
+TORCH_LIBRARY_IMPL(_, SparsePrivateUse3, m) {
+  m.fallback(CppFunction::makeFromBoxedFunction<&sparse_kernel>());
+}
+
+TORCH_LIBRARY_IMPL(_, SparseCsrPrivateUse3, m) {
+  m.fallback(CppFunction::makeFromBoxedFunction<&sparse_kernel>());
 }
 
 TORCH_LIBRARY_IMPL(_, AutogradPrivateUse3, m) {
