@@ -1,5 +1,6 @@
 #pragma once
 
+#include <concepts>
 #include <memory>
 
 #include <c10/core/Device.h>
@@ -39,10 +40,11 @@ class QUANTAL_API Model {
 /// weights. c10::Error where the module is not cloneable.
 QUANTAL_API std::shared_ptr<torch::nn::Module> clone(torch::nn::Module& module);
 QUANTAL_API torch::jit::Module clone(torch::jit::Module& module);
-template <typename Impl>
-torch::nn::ModuleHolder<Impl> clone(const torch::nn::ModuleHolder<Impl>& holder) {
+template <typename Holder>
+  requires std::derived_from<Holder, torch::nn::ModuleHolder<typename Holder::ContainedType>>
+Holder clone(const Holder& holder) {
   auto copy = clone(static_cast<torch::nn::Module&>(*holder.ptr()));
-  return torch::nn::ModuleHolder<Impl>(std::dynamic_pointer_cast<Impl>(copy));
+  return Holder(std::dynamic_pointer_cast<typename Holder::ContainedType>(copy));
 }
 
 /// Moves parameters and buffers, quantized or not. Frozen codes stay as they are; their scales
