@@ -142,13 +142,6 @@ Results softmax_codes(Arguments arguments) {
                                    at::full_like(cell_of(x).scale, 1.0 / qtype.qmax))}};
 }
 
-Results max_pool1d_indices(Arguments a) {
-  return pooled(a, 1, [&](const at::Tensor& x) {
-    return at::max_pool1d_with_indices(x, ints(a[1]), ints(a[2]), ints(a[3]), ints(a[4]),
-                                       a[5].toBool());
-  });
-}
-
 Results max_pool2d_indices(Arguments a) {
   return pooled(a, 2, [&](const at::Tensor& x) {
     return at::max_pool2d_with_indices(x, ints(a[1]), ints(a[2]), ints(a[3]), ints(a[4]),

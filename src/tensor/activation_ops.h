@@ -25,7 +25,6 @@ Results div_codes(Arguments arguments);
 Results cat_codes(Arguments arguments);
 Results stack_codes(Arguments arguments);
 Results softmax_codes(Arguments arguments);
-Results max_pool1d_indices(Arguments arguments);
 Results max_pool2d_indices(Arguments arguments);
 Results max_pool3d_indices(Arguments arguments);
 /// add_ of a bias that a layer still waits for.

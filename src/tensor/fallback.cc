@@ -77,11 +77,27 @@ void restore_returned_arguments(const c10::FunctionSchema& schema, const Stack& 
   }
 }
 
+// How an operation without an own kernel takes its quantized arguments.
+struct Reading {
+  bool quantized;  // of live weights the quantized value, not the latent
+  bool counted;
+};
+
+// Operators of other libraries compute with the weights that they take, and their backward calls
+// aten's compute operations. Those that move parameters between processes must see the latent.
+bool reads_quantized(const c10::OperatorHandle& op) {
+  const std::string& name = op.operator_name().name;
+  for (const char* reads_float : {"aten::", "prim", "c10d", "_c10d", "fsdp::", "symm_mem::"}) {
+    if (name.starts_with(reads_float)) return false;
+  }
+  return true;
+}
+
 // What one call of the fallback did to its quantized arguments.
 class Substitution {
  public:
-  Substitution(const c10::OperatorHandle& op, bool reads_quantized)
-      : op_(op), reads_quantized_(reads_quantized), makes_view_(returns_view(op.schema())) {}
+  Substitution(const c10::OperatorHandle& op, Reading reading)
+      : op_(op), reading_(reading), makes_view_(returns_view(op.schema())) {}
 
   at::Tensor operator()(const at::Tensor& t, bool written) {
     if (makes_view_ && !viewed_.defined()) viewed_ = t;
@@ -94,16 +110,16 @@ class Substitution {
   const at::Tensor& viewed() const { return viewed_; }
 
   void log() const {
-    if (logged_) log_fallback(op_.operator_name(), weight_);
+    if (logged_ && reading_.counted) log_fallback(op_.operator_name(), weight_);
   }
 
   // Moves versions and takes over shapes that the operation changed in place.
   void finish_writes() const {
-    for (const auto& [target, plain] : writes_) {
+    for (const auto& [target, plain, geometry] : writes_) {
       QTensorImpl* impl = impl_of(target);
       if (impl->weight) {
-        TORCH_CHECK(plain.sizes() == target.sizes() && plain.storage().is_alias_of(
-                                                           impl->weight->latent().storage()),
+        TORCH_CHECK(Geometry::of(plain) == geometry &&
+                        plain.storage().is_alias_of(impl->weight->latent().storage()),
                     "[quantal] ", op_.operator_name(),
                     " cannot change the shape or storage of a live weight in place");
         impl->weight->latent().unsafeGetTensorImpl()->bump_version();
@@ -118,6 +134,12 @@ class Substitution {
   }
 
  private:
+  struct Write {
+    at::Tensor target;
+    at::Tensor plain;
+    Geometry geometry;
+  };
+
   at::Tensor writable(const at::Tensor& t) {
     QTensorImpl* impl = impl_of(t);
     at::Tensor plain;
@@ -131,24 +153,23 @@ class Substitution {
       materialize(t);
       plain = Geometry::of(t).view_of(impl->activation->value);
     }
-    writes_.emplace_back(t, plain);
+    writes_.push_back({t, plain, Geometry::of(plain)});
     return plain;
   }
 
   at::Tensor readable_weight(const at::Tensor& t) {
-    const QTensorImpl* impl = impl_of(t);
-    if (reads_quantized_) return quantized_value(t);
-    if (!impl->weight->live()) {
+    const WeightCell& cell = *impl_of(t)->weight;
+    if (!cell.live() || (reading_.quantized && cell.scheme())) {
       logged_ = true;
       weight_ = t;
-    } else if (at::GradMode::is_enabled() && !makes_view_ && impl->weight->scheme()) {
+    } else if (at::GradMode::is_enabled() && cell.scheme()) {
       logged_ = true;  // a forward pass that sees the latent would train unquantized
     }
-    return float_value(t);
+    return reading_.quantized ? quantized_value(t) : float_value(t);
   }
 
   at::Tensor readable_activation(const at::Tensor& t) {
-    logged_ = logged_ || (!reads_quantized_ && impl_of(t)->activation->codes.defined());
+    logged_ = logged_ || impl_of(t)->activation->codes.defined();
     // Writes through a float view of codes would be lost: base and view share floats instead.
     if (makes_view_) {
       materialize(t);
@@ -158,19 +179,19 @@ class Substitution {
   }
 
   const c10::OperatorHandle& op_;
-  const bool reads_quantized_;
+  const Reading reading_;
   const bool makes_view_;
   bool logged_ = false;
   at::Tensor weight_;
   at::Tensor viewed_;
-  std::vector<std::pair<at::Tensor, at::Tensor>> writes_;
+  std::vector<Write> writes_;
 };
 
-void run_on_floats(const c10::OperatorHandle& op, Stack* stack, bool reads_quantized) {
+void run_on_floats(const c10::OperatorHandle& op, Stack* stack, Reading reading) {
   const c10::FunctionSchema& schema = op.schema();
   const Stack originals(stack->end() - static_cast<std::ptrdiff_t>(schema.arguments().size()),
                         stack->end());
-  Substitution substitution(op, reads_quantized);
+  Substitution substitution(op, reading);
   replace_arguments(schema, *stack, std::ref(substitution));
   substitution.log();
   call(op, stack, substitution.viewed());
@@ -181,12 +202,8 @@ void run_on_floats(const c10::OperatorHandle& op, Stack* stack, bool reads_quant
 // The elements that a quantized tensor shows, as positions: what view operations rearrange.
 at::Tensor positions(const at::Tensor& t) {
   const Geometry geometry = Geometry::of(t);
-  std::int64_t last = geometry.offset;
-  for (size_t i = 0; i < geometry.sizes.size(); ++i) {
-    last += std::max<std::int64_t>(geometry.sizes[i] - 1, 0) * geometry.strides[i];
-  }
   const auto options = at::TensorOptions().dtype(t.scalar_type()).device(at::kMeta);
-  return geometry.view_of(at::empty({last + 1}, options));
+  return geometry.view_of(at::empty({geometry.extent()}, options));
 }
 
 std::atomic<bool> operators_changed{false};
@@ -206,11 +223,19 @@ bool needs_cover(const c10::OperatorHandle& op) {
 }  // namespace
 
 void fallback_kernel(const c10::OperatorHandle& op, Stack* stack) {
-  run_on_floats(op, stack, /*reads_quantized=*/false);
+  run_on_floats(op, stack, {.quantized = reads_quantized(op), .counted = true});
 }
 
 void compute_kernel(const c10::OperatorHandle& op, Stack* stack) {
-  run_on_floats(op, stack, /*reads_quantized=*/true);
+  run_on_floats(op, stack, {.quantized = true, .counted = false});
+}
+
+void sparse_kernel(const c10::OperatorHandle& op, Stack* stack) {
+  run_on_floats(op, stack, {.quantized = true, .counted = true});
+}
+
+void uncounted_kernel(const c10::OperatorHandle& op, Stack* stack) {
+  run_on_floats(op, stack, {.quantized = false, .counted = false});
 }
 
 void compute_autograd_kernel(const c10::OperatorHandle& op, Stack* stack) {

@@ -9,12 +9,17 @@ namespace quantal {
 
 /// The PrivateUse3 kernel of every operation without one of its own: replaces quantized arguments
 /// by float tensors and calls again. Written arguments keep their identity: live weights are
-/// written through to their latent, activations become float, frozen weights raise.
+/// written through to their latent, activations become float, frozen weights raise. Live weights
+/// give aten's operations their latent, other libraries' operations their quantized value.
 void fallback_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
 
 /// PrivateUse3 kernel of operations that compute with weights (bmm, lstm, …): as the fallback, but
 /// live weights give their quantized value, and nothing is counted.
 void compute_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+/// The fallback of operations with a sparse operand: as compute_kernel, but counted.
+void sparse_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+/// The fallback, not counted.
+void uncounted_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
 /// The same one level up: gradients pass straight through to the latent.
 void compute_autograd_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
 

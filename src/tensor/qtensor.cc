@@ -172,12 +172,18 @@ at::Tensor dequantize(const at::Tensor& tensor) { return dequantize_ste(tensor);
 at::Tensor latent(const at::Tensor& weight) {
   TORCH_CHECK_VALUE(is_weight(weight) && impl_of(weight)->weight->live(),
                     "[quantal::latent] expected a live quantized weight");
-  return impl_of(weight)->weight->latent();
+  const at::Tensor& whole = impl_of(weight)->weight->latent();
+  ViewGuard guard(whole);
+  return select_rows(whole, rows_of(weight));
 }
 
 QuantizedParts parts(const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(is_quantized(tensor), "[quantal::parts] expected a quantized tensor");
   if (is_weight(tensor)) {
+    const RowRange rows = rows_of(tensor);
+    TORCH_CHECK_VALUE(!rows.transposed && rows.count == impl_of(tensor)->weight->sizes()[0],
+                      "[quantal::parts] expected a whole weight, got a view of one of shape ",
+                      impl_of(tensor)->weight->sizes());
     const auto codes = weight_codes(tensor);
     return {codes->qtype, codes->group_size, codes->data, codes->scale, codes->shift};
   }

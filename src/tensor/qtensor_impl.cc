@@ -86,6 +86,14 @@ Geometry Geometry::contiguous(at::IntArrayRef sizes) {
   return {sizes.vec(), at::IntArrayRef(c10::contiguous_strides(sizes)).vec(), 0};
 }
 
+std::int64_t Geometry::extent() const {
+  std::int64_t last = offset;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    last += std::max<std::int64_t>(sizes[i] - 1, 0) * strides[i];
+  }
+  return last + 1;
+}
+
 QTensorImpl::QTensorImpl(std::shared_ptr<WeightCell> cell, const Geometry& geometry,
                          at::ScalarType dtype)
     : c10::TensorImpl(c10::DispatchKeySet(c10::DispatchKey::PrivateUse3),
@@ -186,6 +194,13 @@ at::Tensor make_float_activation(const at::Tensor& value, std::shared_ptr<LayerS
 std::optional<at::Tensor> make_alias(const at::Tensor& base, const Geometry& geometry) {
   QTensorImpl* impl = impl_of(base);
   if (impl->weight && !as_rows(geometry, impl->weight->sizes())) return std::nullopt;
+  if (impl->activation && c10::multiply_integers(geometry.sizes) > 0) {
+    const ActivationCell& cell = *impl->activation;
+    const std::int64_t length = (cell.codes.defined() ? cell.codes : cell.value).numel();
+    TORCH_CHECK(geometry.extent() <= length, "[quantal] a view of sizes ", geometry.sizes,
+                ", strides ", geometry.strides, " and offset ", geometry.offset,
+                " is out of bounds for an activation of ", length, " elements");
+  }
   ViewGuard guard(base);
   auto alias = impl->shallow_copy();
   alias->set_geometry(geometry);

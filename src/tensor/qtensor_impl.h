@@ -77,6 +77,8 @@ struct Geometry {
 
   static Geometry of(const at::Tensor& t);
   static Geometry contiguous(at::IntArrayRef sizes);
+  /// How many elements a flat tensor must have for this view of it.
+  std::int64_t extent() const;
   at::Tensor view_of(const at::Tensor& flat) const {
     return flat.as_strided(sizes, strides, offset);
   }
