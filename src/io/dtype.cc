@@ -55,7 +55,7 @@ std::string list_text(std::span<const std::uint64_t> numbers) {
     if (text.size() > 1) text += ", ";
     text += std::to_string(number);
   }
-  return text += "]";
+  return text += ']';
 }
 
 Result<std::uint64_t> byte_size(Dtype dtype, std::span<const std::uint64_t> shape,

@@ -76,7 +76,7 @@ std::string quote(std::string_view text, std::size_t limit) {
     }
   }
   if (i < text.size()) out += "...";
-  return out += "'";
+  return out += '\'';
 }
 
 Status failure(Errc code, const Site& site, std::string_view expected, std::string_view got) {

@@ -42,6 +42,7 @@ bool have_equal_scales(const std::vector<at::Tensor>& tensors) {
 
 std::vector<at::Tensor> all_code_bytes(const std::vector<at::Tensor>& tensors) {
   std::vector<at::Tensor> bytes;
+  bytes.reserve(tensors.size());
   for (const at::Tensor& t : tensors) bytes.push_back(code_bytes(t));
   return bytes;
 }
