@@ -13,15 +13,18 @@ help: ## This list
 setup: ## Install what is missing: Debian packages (as root), Python packages in .venv
 	@scripts/setup.sh
 
-build: setup ## Build everything, optimised, in build/release
+# Ninja configures again by itself when a CMake file changes.
+$(RELEASE)/build.ninja: CMakePresets.json | setup
 	@cmake --preset release
+	@touch $@
+
+build: setup $(RELEASE)/build.ninja ## Build everything, optimised, in build/release
 	@cmake --build --preset release
 
 test: build ## Build and run every test: ctest, then pytest
 	@scripts/test.sh
 
-demo: setup ## Train, quantize and save a small network on Fashion-MNIST
-	@cmake --preset release
+demo: setup $(RELEASE)/build.ninja ## Train, quantize and save a small network on Fashion-MNIST
 	@cmake --build --preset release --target quantal-demo
 	@$(RELEASE)/examples/cpp/quantal-demo
 
