@@ -1,0 +1,31 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <quantal/api.h>
+#include <quantal/status.h>
+
+namespace quantal {
+
+/// What a CPU kernel is compiled for. Free of torch.
+enum class Isa {
+  kPortable,  ///< plain C++, on every processor
+  kAvx2,      ///< x86-64 with AVX2, FMA and F16C
+};
+
+/// "portable", "avx2", …
+QUANTAL_API std::string_view isa_name(Isa isa);
+
+/// What this processor and operating system can run, best first; kPortable is always the last.
+QUANTAL_API const std::vector<Isa>& supported_isas();
+
+/// What kernels run with: the best, or the one that QUANTAL_ISA names (read once).
+/// kInvalidArgument where it names none, or one that this machine cannot run.
+QUANTAL_API Result<Isa> active_isa();
+
+/// The choice that the value of QUANTAL_ISA (null: unset) means on this machine.
+QUANTAL_API Result<Isa> choose_isa(const char* name);
+
+}  // namespace quantal

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include <quantal/api.h>
+
+namespace quantal::kernels {
+
+/// The types of activations, outputs, scales and shifts.
+enum class FloatType : std::uint8_t { kF32, kBF16, kF16 };
+
+constexpr int size_of(FloatType type) { return type == FloatType::kF32 ? 4 : 2; }
+
+/// One element as fp32; exact.
+QUANTAL_API float load_float(const void* data, std::int64_t index, FloatType type);
+/// Rounds half to even; NaN stays NaN, fp16 overflows to infinity.
+QUANTAL_API void store_float(void* data, std::int64_t index, FloatType type, float value);
+
+/// The value of a float8 code.
+QUANTAL_API float e4m3fn_value(std::uint8_t code);
+QUANTAL_API float e4m3fnuz_value(std::uint8_t code);
+QUANTAL_API float e5m2_value(std::uint8_t code);
+
+}  // namespace quantal::kernels

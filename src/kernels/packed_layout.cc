@@ -1,0 +1,211 @@
+#include "kernels/packed_layout.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace quantal::kernels {
+namespace {
+
+constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
+constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+int bits_of(QTypeId qtype) { return qtype == QTypeId::kInt2 ? 2 : qtype == QTypeId::kInt4 ? 4 : 8; }
+
+// Codes of the canonical form: (rows · groups, group size), or (rows, columns) for whole rows.
+// Narrow codes are split along the first dimension, several a byte.
+class CanonicalCodes {
+ public:
+  CanonicalCodes(const PackedLayout& layout)
+      : bits_(static_cast<int>(32 / layout.depth())),
+        width_(layout.spec().group_size > 0 ? layout.spec().group_size : layout.spec().columns),
+        groups_(layout.groups()),
+        packed_rows_(ceil_div(layout.spec().rows * groups_, 8 / bits_)) {}
+
+  std::int64_t width() const { return width_; }
+  std::int64_t size() const { return packed_rows_ * width_; }
+  /// Where the codes of a row's group are: the first byte, and the bit in each.
+  std::int64_t byte(std::int64_t row, std::int64_t group) const {
+    return code_row(row, group) % packed_rows_ * width_;
+  }
+  int shift(std::int64_t row, std::int64_t group) const {
+    return bits_ * static_cast<int>(code_row(row, group) / packed_rows_);
+  }
+
+ private:
+  std::int64_t code_row(std::int64_t row, std::int64_t group) const {
+    return row * groups_ + group;
+  }
+
+  int bits_;
+  std::int64_t width_;
+  std::int64_t groups_;
+  std::int64_t packed_rows_;
+};
+
+// Where column j of a line lies in a row's four bytes, read as one little-endian word.
+constexpr int bit_of(int bits, int j) { return 8 * (j % 4) + bits * (j / 4); }
+
+// int8 is stored as code + 128: what unsigned-by-signed dot products take.
+std::uint32_t flip_of(const WeightSpec& spec) {
+  return spec.qtype == QTypeId::kInt8 ? 0x80808080U : 0;
+}
+
+// One row of a group: `columns` codes, bits [shift, shift + bits) of the bytes at `from`, become
+// the row's word of every line at `lines`.
+template <int bits>
+void pack_row(const std::uint8_t* from, int shift, std::int64_t columns, std::uint32_t flip,
+              std::byte* lines) {
+  constexpr int kDepth = 32 / bits;
+  constexpr std::uint32_t kMask = (1U << bits) - 1;
+  for (std::int64_t first = 0; first < columns; first += kDepth, lines += kLineBytes) {
+    const auto count = static_cast<int>(std::min<std::int64_t>(kDepth, columns - first));
+    std::uint32_t word = 0;
+    for (int j = 0; j < count; ++j) {
+      word |= (static_cast<std::uint32_t>(from[first + j]) >> shift & kMask) << bit_of(bits, j);
+    }
+    word ^= flip;
+    std::memcpy(lines, &word, sizeof(word));
+  }
+}
+
+// The inverse, which ors codes into `to`; a short last group is padded to `width` columns with
+// copies of its last element.
+template <int bits>
+void unpack_row(const std::byte* lines, std::int64_t columns, std::int64_t width,
+                std::uint32_t flip, std::uint8_t* to, int shift) {
+  constexpr int kDepth = 32 / bits;
+  constexpr std::uint32_t kMask = (1U << bits) - 1;
+  std::uint32_t code = 0;
+  for (std::int64_t first = 0; first < columns; first += kDepth, lines += kLineBytes) {
+    const auto count = static_cast<int>(std::min<std::int64_t>(kDepth, columns - first));
+    std::uint32_t word;
+    std::memcpy(&word, lines, sizeof(word));
+    word ^= flip;
+    for (int j = 0; j < count; ++j) {
+      code = word >> bit_of(bits, j) & kMask;
+      to[first + j] |= static_cast<std::uint8_t>(code << shift);
+    }
+  }
+  for (std::int64_t c = columns; c < width; ++c) to[c] |= static_cast<std::uint8_t>(code << shift);
+}
+
+void pack_group(const PackedLayout& layout, const CanonicalCodes& codes,
+                const CanonicalWeight& weight, std::int64_t row, std::int64_t group,
+                std::byte* out) {
+  const std::uint8_t* from = weight.data + codes.byte(row, group);
+  const int shift = codes.shift(row, group);
+  const std::int64_t columns = layout.group_columns(group);
+  std::byte* lines = out + row % kTileRows * 4;
+  switch (layout.depth()) {
+    case 16:
+      return pack_row<2>(from, shift, columns, 0, lines);
+    case 8:
+      return pack_row<4>(from, shift, columns, 0, lines);
+    default:
+      return pack_row<8>(from, shift, columns, flip_of(layout.spec()), lines);
+  }
+}
+
+void unpack_group(const PackedLayout& layout, const CanonicalCodes& codes,
+                  const MutableCanonicalWeight& weight, std::int64_t row, std::int64_t group,
+                  const std::byte* in) {
+  std::uint8_t* to = weight.data + codes.byte(row, group);
+  const int shift = codes.shift(row, group);
+  const std::int64_t columns = layout.group_columns(group);
+  const std::byte* lines = in + row % kTileRows * 4;
+  switch (layout.depth()) {
+    case 16:
+      return unpack_row<2>(lines, columns, codes.width(), 0, to, shift);
+    case 8:
+      return unpack_row<4>(lines, columns, codes.width(), 0, to, shift);
+    default:
+      return unpack_row<8>(lines, columns, codes.width(), flip_of(layout.spec()), to, shift);
+  }
+}
+
+void copy_scale(const PackedLayout& layout, void* to, std::int64_t to_index, const void* from,
+                std::int64_t from_index) {
+  const int size = size_of(layout.spec().scale_type);
+  std::memcpy(static_cast<std::byte*>(to) + to_index * size,
+              static_cast<const std::byte*>(from) + from_index * size, size);
+}
+
+}  // namespace
+
+void serial_for(std::int64_t count, const std::function<void(std::int64_t, std::int64_t)>& body) {
+  if (count > 0) body(0, count);
+}
+
+PackedLayout::PackedLayout(const WeightSpec& spec) : spec_(spec), bits_(bits_of(spec.qtype)) {
+  group_size_ = spec.group_size > 0 ? std::min(spec.group_size, spec.columns) : spec.columns;
+  groups_ = group_size_ > 0 ? ceil_div(spec.columns, group_size_) : 1;
+  const std::int64_t scale_bytes = kTileRows * size_of(spec.scale_type) * (is_affine() ? 2 : 1);
+  const std::int64_t tail = ceil_div(scale_bytes, kLineBytes) * kLineBytes;
+  group_bytes_ = ceil_div(group_size_, depth()) * kLineBytes + tail;
+  tile_bytes_ = (groups_ - 1) * group_bytes_ + group_lines(groups_ - 1) * kLineBytes + tail;
+}
+
+std::int64_t canonical_data_size(const WeightSpec& spec) {
+  return CanonicalCodes(PackedLayout(spec)).size();
+}
+
+void pack(const PackedLayout& layout, const CanonicalWeight& weight, std::byte* packed,
+          const ParallelFor& parallel_for) {
+  const CanonicalCodes codes(layout);
+  parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
+    std::memset(packed + begin * layout.tile_bytes(), 0, (end - begin) * layout.tile_bytes());
+    for (std::int64_t row = begin * kTileRows; row < std::min(end * kTileRows, layout.spec().rows);
+         ++row) {
+      std::byte* tile = packed + row / kTileRows * layout.tile_bytes();
+      for (std::int64_t group = 0; group < layout.groups(); ++group) {
+        std::byte* out = tile + layout.group_offset(group);
+        pack_group(layout, codes, weight, row, group, out);
+        std::byte* scales = out + layout.group_lines(group) * kLineBytes;
+        const std::int64_t from = row * layout.groups() + group;
+        copy_scale(layout, scales, row % kTileRows, weight.scale, from);
+        if (!layout.is_affine()) continue;
+        copy_scale(layout, scales, kTileRows + row % kTileRows, weight.shift, from);
+      }
+    }
+  });
+}
+
+void unpack(const PackedLayout& layout, const std::byte* packed,
+            const MutableCanonicalWeight& weight, const ParallelFor& parallel_for) {
+  const CanonicalCodes codes(layout);
+  std::memset(weight.data, 0, codes.size());
+  const auto unpack_rows = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      const std::byte* tile = packed + row / kTileRows * layout.tile_bytes();
+      for (std::int64_t group = 0; group < layout.groups(); ++group) {
+        const std::byte* in = tile + layout.group_offset(group);
+        unpack_group(layout, codes, weight, row, group, in);
+        const std::byte* scales = in + layout.group_lines(group) * kLineBytes;
+        const std::int64_t to = row * layout.groups() + group;
+        copy_scale(layout, weight.scale, to, scales, row % kTileRows);
+        if (!layout.is_affine()) continue;
+        copy_scale(layout, weight.shift, to, scales, kTileRows + row % kTileRows);
+      }
+    }
+  };
+  // Rows far apart share bytes in the canonical form of narrow codes.
+  if (layout.is_affine()) return unpack_rows(0, layout.spec().rows);
+  parallel_for(layout.spec().rows, unpack_rows);
+}
+
+std::uint8_t packed_code(const PackedLayout& layout, const std::byte* packed, std::int64_t row,
+                         std::int64_t column) {
+  const std::int64_t width = layout.group_begin(1);
+  const std::int64_t group = width > 0 ? column / width : 0;
+  const std::int64_t in_group = column - layout.group_begin(group), depth = layout.depth();
+  const std::byte* line = packed + row / kTileRows * layout.tile_bytes() +
+                          layout.group_offset(group) + in_group / depth * kLineBytes;
+  const auto bits = static_cast<int>(32 / depth), j = static_cast<int>(in_group % depth);
+  std::uint32_t word;
+  std::memcpy(&word, line + row % kTileRows * 4, sizeof(word));
+  return static_cast<std::uint8_t>(word >> bit_of(bits, j) & ((1U << bits) - 1));
+}
+
+}  // namespace quantal::kernels
