@@ -1,14 +1,18 @@
 """What every test of Quantal through Python starts from."""
 
-import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
 from quantized import ops
 
-# Whole weights that an operation dequantizes warn once: most tests here do that on purpose.
-warnings.filterwarnings("ignore", message=r"\[quantal\]")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Whole weights that an operation dequantizes warn once: most tests do that on purpose."""
+    config.addinivalue_line("filterwarnings", r"ignore:\[quantal\]")
+    config.addinivalue_line("filterwarnings", "ignore:Sparse CSR tensor support")
+    config.addinivalue_line("filterwarnings", r"ignore:`torch.jit:DeprecationWarning")
+    config.addinivalue_line("filterwarnings", "ignore:torch.qr is deprecated")
 
 
 @pytest.fixture(autouse=True)

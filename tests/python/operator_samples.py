@@ -12,6 +12,35 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 OPS = [op for op in op_db if torch.float32 in op.dtypes]
 KINDS = ("frozen", "live", "activation", "mixed")
 
+# Operations without a float tensor among their arguments.
+NO_TENSOR_INPUT = {
+    "arange",
+    "broadcast_shapes",
+    "empty",
+    "empty_permuted",
+    "empty_strided",
+    "eye",
+    "full",
+    "linspace",
+    "logspace",
+    "ones",
+    "randint",
+    "randn",
+    "scalar_tensor",
+    "signal.windows.bartlett",
+    "signal.windows.blackman",
+    "signal.windows.cosine",
+    "signal.windows.exponential",
+    "signal.windows.gaussian",
+    "signal.windows.general_cosine",
+    "signal.windows.general_hamming",
+    "signal.windows.hamming",
+    "signal.windows.hann",
+    "signal.windows.kaiser",
+    "signal.windows.nuttall",
+    "zeros",
+}
+
 # Results of uninitialized memory: only shape and dtype are compared.
 UNINITIALIZED = {"empty_like", "new_empty", "new_empty_strided"}
 
