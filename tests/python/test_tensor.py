@@ -299,6 +299,19 @@ def test_operator_registered_later(kind: str, scaled_product: Callable) -> None:
     assert dict(ops.fallback_counts()) == {"quantal_test::scaled_product": 1}
 
 
+def test_operator_registered_after_the_tensor() -> None:
+    """It meets a tensor that is older: the next quantized tensor brings it the fallback."""
+    older = quantize("live", weight())
+
+    @torch.library.custom_op("quantal_test::total", mutates_args=())
+    def total(w: torch.Tensor) -> torch.Tensor:
+        return w.sum().clone()
+
+    quantize("frozen", weight())
+    assert torch.equal(total(older), ops.dequantize(older).sum())
+    assert dict(ops.fallback_counts()) == {"quantal_test::total": 1}
+
+
 @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sparse_operand(kind: str, layout: str) -> None:
