@@ -42,7 +42,7 @@ function(quantal_library target alias)
     ${target} PROPERTIES CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON
                          VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}
                          EXPORT_NAME ${alias} POSITION_INDEPENDENT_CODE ON
-                         INSTALL_RPATH "$ORIGIN" INSTALL_RPATH_USE_LINK_PATH ON)
+                         INSTALL_RPATH "$ORIGIN")
   install(TARGETS ${target} EXPORT QuantalTargets-${alias}
           LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endfunction()
