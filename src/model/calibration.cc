@@ -46,7 +46,8 @@ Calibration::Calibration(const Model& model, const CalibrationOptions& options)
       state_->layers.emplace_back(cell->layer, cell->device());
     }
   }
-  TORCH_CHECK_VALUE(!state_->layers.empty(), "[quantal::Calibration] no layer of the model "
+  TORCH_CHECK_VALUE(!state_->layers.empty(),
+                    "[quantal::Calibration] no layer of the model "
                     "quantizes activations: quantize(model, {.activations = …}) first");
   for (auto& [layer, device] : state_->layers) {
     layer->observer = std::make_shared<LayerObserver>();

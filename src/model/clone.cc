@@ -35,8 +35,6 @@ class PlainWeights {
   PlainWeights(const PlainWeights&) = delete;
   PlainWeights& operator=(const PlainWeights&) = delete;
 
-  const std::vector<ModuleEntry>& modules() const { return modules_; }
-
  private:
   std::vector<ModuleEntry> modules_;
 };
@@ -48,25 +46,25 @@ at::Tensor cloned_weight(const at::Tensor& weight) {
 }
 
 // Puts clones of the source's quantized weights, and its ties, into a copy of the same structure.
-void copy_weights(const std::vector<ModuleEntry>& source, const Model& target) {
-  const std::vector<ModuleEntry> copies = modules_of(target);
+// Ties of plain tensors are left to the module's own clone() where their handles are not known.
+void copy_weights(const std::vector<ModuleEntry>& source, const std::vector<ModuleEntry>& copies) {
   TORCH_CHECK(copies.size() == source.size(),
               "[quantal::clone] the copy has another structure than the module");
   std::map<const c10::TensorImpl*, at::Tensor> clones;
   for (size_t m = 0; m < source.size(); ++m) {
-    TORCH_CHECK(copies[m].name == source[m].name && copies[m].slots.size() == source[m].slots.size(),
-                "[quantal::clone] the copy of '", source[m].name, "' has another structure");
+    TORCH_CHECK(
+        copies[m].name == source[m].name && copies[m].slots.size() == source[m].slots.size(),
+        "[quantal::clone] the copy of '", source[m].name, "' has another structure");
     for (size_t s = 0; s < source[m].slots.size(); ++s) {
-      const at::Tensor& tensor = source[m].slots[s].tensor;
+      const Slot& slot = source[m].slots[s];
       const Slot& copy = copies[m].slots[s];
-      if (copy.is_buffer) continue;
-      at::Tensor& clone = clones[tensor.unsafeGetTensorImpl()];
-      if (clone.defined()) {
-        copy.replace(clone);
-        continue;
+      if (slot.is_buffer || (!is_qtensor(slot.tensor) && !copy.replace_member)) continue;
+      at::Tensor& clone = clones[slot.tensor.unsafeGetTensorImpl()];
+      if (!clone.defined()) {
+        const bool is_copied = !is_qtensor(slot.tensor) && slot.registered;
+        clone = is_copied ? copy.tensor : cloned_weight(slot.tensor);
       }
-      clone = is_qtensor(tensor) ? cloned_weight(tensor) : copy.tensor;
-      if (is_qtensor(tensor)) copy.replace(clone);
+      (slot.registered ? copy.replace : copy.replace_member)(clone);
     }
   }
 }
@@ -74,16 +72,23 @@ void copy_weights(const std::vector<ModuleEntry>& source, const Model& target) {
 }  // namespace
 
 std::shared_ptr<torch::nn::Module> clone(torch::nn::Module& module) {
-  PlainWeights plain(module);
-  std::shared_ptr<torch::nn::Module> copy = module.clone();
-  copy_weights(plain.modules(), *copy);
+  const std::vector<ModuleEntry> source = nn_modules(module, /*every_name=*/true);
+  std::shared_ptr<torch::nn::Module> copy;
+  {
+    PlainWeights plain(module);
+    copy = module.clone();
+  }
+  copy_weights(source, nn_modules(*copy, /*every_name=*/true));
   return copy;
 }
 
 torch::jit::Module clone(torch::jit::Module& module) {
-  PlainWeights plain(module);
-  torch::jit::Module copy = module.deepcopy();
-  copy_weights(plain.modules(), copy);
+  const std::vector<ModuleEntry> source = script_modules(module);
+  torch::jit::Module copy = [&] {
+    PlainWeights plain(module);
+    return module.deepcopy();
+  }();
+  copy_weights(source, script_modules(copy));
   return copy;
 }
 

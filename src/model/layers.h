@@ -18,6 +18,12 @@ inline bool has_codes(const Slot& slot) {
   return cell && cell->scheme();
 }
 
+/// The activations of `entry` among those that carry `cell`: layers of several kinds may share it.
+inline std::optional<QType> activations_of(const ModuleEntry& entry, const WeightCell& cell) {
+  if (!cell.layer || entry.kind == ModuleKind::kWeighted) return std::nullopt;
+  return cell.layer->activations;
+}
+
 /// A layer's name: its module's, with the parameter's where the module has several weights.
 std::string layer_name(const ModuleEntry& entry, const Slot& slot);
 

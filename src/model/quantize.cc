@@ -3,6 +3,7 @@
 #include <fnmatch.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <set>
 
 #include "model/layers.h"
@@ -41,6 +42,7 @@ std::string reason_to_skip(const ModuleEntry& entry, const QuantizeOptions& opti
   for (const std::string& pattern : options.exclude) {
     if (matches(pattern, entry.name)) return "excluded by '" + pattern + "'";
   }
+  if (!entry.unsupported.empty()) return entry.unsupported;
   if (entry.kind == ModuleKind::kNormalizing && !options.activations) {
     return "has activations to quantize only";
   }
@@ -55,41 +57,73 @@ struct Layer {
   const Slot* slot;
 };
 
-// Every tensor of the model, with all the places that hold it.
-using Owners = std::map<const c10::TensorImpl*, std::vector<Layer>>;
+// All the places that hold one tensor.
+using Owners = std::vector<Layer>;
 
-Owners owners_of(const std::vector<ModuleEntry>& modules) {
-  Owners owners;
+// Every tensor of the model with its owners, in the order in which the model has them.
+std::vector<Owners> owners_of(const std::vector<ModuleEntry>& modules) {
+  std::vector<Owners> all;
+  std::map<const c10::TensorImpl*, size_t> positions;
   for (const ModuleEntry& entry : modules) {
     for (const Slot& slot : entry.slots) {
-      owners[slot.tensor.unsafeGetTensorImpl()].push_back({&entry, &slot});
+      const auto [position, is_new] =
+          positions.try_emplace(slot.tensor.unsafeGetTensorImpl(), all.size());
+      if (is_new) all.emplace_back();
+      all[position->second].push_back({&entry, &slot});
     }
   }
-  return owners;
+  return all;
 }
 
-std::optional<QType> activations_for(const ModuleEntry& entry, const QuantizeOptions& options) {
-  return entry.kind == ModuleKind::kWeighted ? std::nullopt : options.activations;
+// What the layers that share a weight make of the activations that they take and give.
+std::optional<QType> activations_for(const Owners& layers, const QuantizeOptions& options) {
+  for (const Layer& layer : layers) {
+    if (layer.entry->kind != ModuleKind::kWeighted) return options.activations;
+  }
+  return std::nullopt;
+}
+
+// The state that those layers share, named after the first that has activations.
+std::shared_ptr<LayerState> layer_for(const Owners& layers, std::optional<QType> activations) {
+  const auto has_activations = [](const Layer& layer) {
+    return layer.entry->kind != ModuleKind::kWeighted;
+  };
+  auto named = std::find_if(layers.begin(), layers.end(), has_activations);
+  if (named == layers.end()) named = layers.begin();
+  auto state = new_layer(*named->entry, *named->slot, activations);
+  state->has_bias = std::any_of(layers.begin(), layers.end(),
+                                [](const Layer& layer) { return layer.slot->has_bias; });
+  return state;
+}
+
+std::string_view name_of(const std::optional<QType>& qtype) {
+  return qtype ? qtype->name : std::string_view("none");
 }
 
 // Whether a quantized weight is already what `options` ask for; anything else is an error.
-void check_same(const Layer& layer, const QuantizeOptions& options) {
-  const auto cell = cell_of(*layer.slot);
-  const auto wanted = layer.entry->kind == ModuleKind::kNormalizing ? std::nullopt : options.weights;
-  const auto have = cell->scheme() ? std::optional(cell->scheme()->qtype) : std::nullopt;
-  bool same = have == wanted;
+void check_same(const Owners& layers, const QuantizeOptions& options) {
+  const Layer& first = layers.front();
+  const auto cell = cell_of(*first.slot);
+  const bool has_weights = first.entry->kind != ModuleKind::kNormalizing;
+  const std::optional<QType> wanted = has_weights ? options.weights : std::nullopt;
+  std::optional<QType> weights, activations;
+  if (cell->scheme()) weights = cell->scheme()->qtype;
+  if (cell->layer) activations = cell->layer->activations;
+  bool same = weights == wanted && activations == activations_for(layers, options);
   if (same && wanted) {
-    WeightOptions weight{*wanted, options.group_size, options.allow_short_group,
-                         options.quantizer};
-    same = resolve_scheme(layer.slot->tensor, weight, layer.entry->key(*layer.slot)).group_size ==
+    const WeightOptions weight{*wanted, options.group_size, options.allow_short_group,
+                               options.quantizer};
+    same = resolve_scheme(first.slot->tensor, weight, first.entry->key(*first.slot)).group_size ==
            cell->scheme()->group_size;
   }
-  const auto activations = cell->layer ? cell->layer->activations : std::nullopt;
-  same = same && activations == activations_for(*layer.entry, options);
-  TORCH_CHECK_VALUE(same, "[quantal::quantize] '", layer.entry->key(*layer.slot),
-                    "' is already quantized in another way (weights ",
-                    have ? have->name : "none", ", activations ",
-                    activations ? activations->name : "none", ")");
+  TORCH_CHECK_VALUE(same, "[quantal::quantize] '", first.entry->key(*first.slot),
+                    "' is already quantized in another way (weights ", name_of(weights),
+                    ", activations ", name_of(activations), ")");
+}
+
+bool is_supported(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+         dtype == at::kHalf;
 }
 
 class Quantization {
@@ -106,9 +140,9 @@ class Quantization {
                       options_.activations->name);
     check_patterns(options_.include, "include", modules_);
     check_patterns(options_.exclude, "exclude", modules_);
-    for (const auto& [impl, layers] : owners_of(modules_)) plan(layers);
+    for (const Owners& layers : owners_of(modules_)) plan(layers);
     TORCH_CHECK_VALUE(!plan_.empty() || already_quantized_ > 0,
-                      "[quantal::quantize] the model has no layer to quantize");
+                      "[quantal::quantize] the model has no layer to quantize", why_nothing());
     for (const Planned& planned : plan_) apply(planned);
     Report result = report(model_);
     for (LayerReport& layer : result.layers) {
@@ -120,12 +154,12 @@ class Quantization {
 
  private:
   struct Planned {
-    std::vector<Layer> layers;  ///< all that share the weight
+    Owners layers;
     std::optional<WeightScheme> scheme;
   };
 
   // Decides about one weight. All of the modules that share it must agree.
-  void plan(const std::vector<Layer>& layers) {
+  void plan(const Owners& layers) {
     std::string reason;
     bool any_layer = false;
     for (const Layer& layer : layers) {
@@ -141,11 +175,11 @@ class Quantization {
     const Layer& first = layers.front();
     const at::Tensor& weight = first.slot->tensor;
     if (reason.empty() && is_weight(weight)) {
-      check_same(first, options_);
+      check_same(layers, options_);
       ++already_quantized_;
       return;
     }
-    if (reason.empty() && !at::isFloatingType(weight.scalar_type())) {
+    if (reason.empty() && !is_supported(weight.scalar_type())) {
       reason = std::string("its weight is ") + at::toString(weight.scalar_type());
     }
     if (!reason.empty()) {
@@ -166,36 +200,46 @@ class Quantization {
         name);
   }
 
+  std::string why_nothing() const {
+    if (!reasons_.empty()) return ": '" + reasons_.begin()->first + "' " + reasons_.begin()->second;
+    const bool is_empty_script =
+        model_.script_module() != nullptr &&
+        std::all_of(modules_.begin(), modules_.end(),
+                    [](const ModuleEntry& entry) { return entry.slots.empty(); });
+    return is_empty_script ? ": a frozen TorchScript module keeps its weights as constants, so "
+                             "quantize before torch.jit.freeze()"
+                           : "";
+  }
+
   // A handle that would keep the float weight, such as that of an optimizer built before.
-  void check_outside_handles(const std::vector<Layer>& layers) const {
+  void check_outside_handles(const Owners& layers) const {
     if (options_.ignore_outside_handles) return;
     const at::Tensor& weight = layers.front().slot->tensor;
-    size_t known = 0;
+    // A graph that is still there holds the weight as the place where gradients arrive.
+    size_t known = torch::autograd::impl::try_get_grad_accumulator(weight) ? 1 : 0;
     for (const Layer& layer : layers) known += static_cast<size_t>(layer.slot->handles) + 1;
     if (optimizer_ != nullptr) {
       for (const auto& group : optimizer_->param_groups()) {
         for (const at::Tensor& parameter : group.params()) known += parameter.is_same(weight);
       }
     }
-    TORCH_CHECK_VALUE(weight.use_count() <= known, "[quantal::quantize] something outside the "
-                      "model holds '", layers.front().entry->key(*layers.front().slot),
+    TORCH_CHECK_VALUE(weight.use_count() <= known,
+                      "[quantal::quantize] something outside the "
+                      "model holds '",
+                      layers.front().entry->key(*layers.front().slot),
                       "'. An optimizer built before quantize() would go on stepping the float "
                       "weight: build it afterwards, or call quantize(model, options, optimizer). "
-                      "Where the handle does no harm, set ignore_outside_handles");
+                      "Where the handle does no harm (an output whose backward has not run holds "
+                      "weights, too), set ignore_outside_handles");
   }
 
   void apply(const Planned& planned) {
     const at::Tensor weight = planned.layers.front().slot->tensor;
     const at::Tensor live = make_live_weight(weight, planned.scheme);
     live.mutable_grad() = weight.grad();
-    auto& state = impl_of(live)->weight->layer;
-    for (const Layer& layer : planned.layers) {
-      const auto activations = activations_for(*layer.entry, options_);
-      if (!state || (activations && !state->activations)) {
-        state = new_layer(*layer.entry, *layer.slot, activations);
-      }
-      layer.slot->replace(live);
-    }
+    impl_of(live)->weight->layer =
+        layer_for(planned.layers, activations_for(planned.layers, options_));
+    for (const Layer& layer : planned.layers) layer.slot->replace(live);
     if (optimizer_ == nullptr) return;
     for (auto& group : optimizer_->param_groups()) {
       for (at::Tensor& parameter : group.params()) {
@@ -255,8 +299,8 @@ std::map<std::string, LayerTypes> quantization_map(const Model& model) {
       if (!cell) continue;
       LayerTypes& types = map[entry.name];
       if (cell->scheme()) types.weights = cell->scheme()->qtype.name;
-      if (cell->layer && cell->layer->activations) {
-        types.activations = cell->layer->activations->name;
+      if (const auto activations = activations_of(entry, *cell)) {
+        types.activations = activations->name;
       }
     }
   }

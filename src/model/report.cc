@@ -32,7 +32,7 @@ LayerReport layer_report(const ModuleEntry& entry, const Slot& slot) {
   report.bytes_after = packed_bytes(slot.tensor);
   const auto cell = cell_of(slot);
   if (!cell) {
-    report.left_alone = "not quantized";
+    report.left_alone = entry.unsupported.empty() ? "not quantized" : entry.unsupported;
     return report;
   }
   if (cell->scheme()) {
@@ -41,11 +41,11 @@ LayerReport layer_report(const ModuleEntry& entry, const Slot& slot) {
     report.frozen = !cell->live();
     report.snr_db = weight_snr_db(slot.tensor);
   }
-  if (const auto& layer = cell->layer) {
-    report.activations = layer->activations;
-    report.input_scale = item(layer->input_scale);
-    report.output_scale = item(layer->output_scale);
-    report.quantizes_output = layer->quantize_output;
+  report.activations = activations_of(entry, *cell);
+  if (report.activations) {
+    report.input_scale = item(cell->layer->input_scale);
+    report.output_scale = item(cell->layer->output_scale);
+    report.quantizes_output = cell->layer->quantize_output;
   }
   return report;
 }
@@ -62,13 +62,21 @@ std::vector<std::string> cells_of(const LayerReport& layer) {
   std::ostringstream snr;
   if (layer.snr_db) snr << std::fixed << std::setprecision(1) << *layer.snr_db << " dB";
   std::string activations = layer.activations ? std::string(layer.activations->name) : "-";
-  if (layer.activations) activations += layer.input_scale ? " static" : " dynamic";
+  const ModuleType* type = find_module_type(layer.kind);
+  const bool is_dynamic = type == nullptr || type->kind != ModuleKind::kNormalizing;
+  if (layer.input_scale || layer.output_scale) {
+    activations += " static";
+  } else if (layer.activations && is_dynamic) {
+    activations += " dynamic";
+  }
   std::string state = layer.left_alone;
   if (state.empty()) state = !layer.weights ? "float weight" : layer.frozen ? "frozen" : "live";
   return {layer.name.empty() ? "(root)" : layer.name,
           layer.kind,
           layer.weights ? std::string(layer.weights->name) : "-",
-          layer.group_size > 0 ? std::to_string(layer.group_size) : layer.weights ? "row" : "-",
+          layer.group_size > 0 ? std::to_string(layer.group_size)
+          : layer.weights      ? "row"
+                               : "-",
           activations,
           std::to_string(layer.bytes_before),
           std::to_string(layer.bytes_after),
@@ -97,7 +105,8 @@ std::optional<double> weight_snr_db(const at::Tensor& weight) {
   if (!cell->live()) return cell->layer ? cell->layer->snr_db : std::nullopt;
   at::NoGradGuard no_grad;
   const at::Tensor exact = cell->latent().to(at::kDouble);
-  const double noise = (quantized_value(weight).to(at::kDouble) - exact).square_().sum().item<double>();
+  const double noise =
+      (quantized_value(weight).to(at::kDouble) - exact).square_().sum().item<double>();
   const double signal = exact.square().sum().item<double>();
   if (noise == 0 || signal == 0) return std::nullopt;
   return 10 * std::log10(signal / noise);
@@ -132,9 +141,8 @@ Report report(const Model& model) {
 }
 
 std::ostream& operator<<(std::ostream& out, const Report& report) {
-  std::vector<std::vector<std::string>> rows = {{"layer", "kind", "weights", "group",
-                                                 "activations", "bytes before", "bytes after",
-                                                 "SNR", "state"}};
+  std::vector<std::vector<std::string>> rows = {{"layer", "kind", "weights", "group", "activations",
+                                                 "bytes before", "bytes after", "SNR", "state"}};
   for (const LayerReport& layer : report.layers) rows.push_back(cells_of(layer));
   std::vector<size_t> widths(rows[0].size(), 0);
   for (const auto& row : rows) {
@@ -148,8 +156,8 @@ std::ostream& operator<<(std::ostream& out, const Report& report) {
     out << "\n";
   }
   return out << "all parameters and buffers: " << report.bytes_before << " bytes before, "
-             << report.bytes_after << " after ("
-             << percent(report.bytes_after, report.bytes_before) << ")\n";
+             << report.bytes_after << " after (" << percent(report.bytes_after, report.bytes_before)
+             << ")\n";
 }
 
 }  // namespace quantal

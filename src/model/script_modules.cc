@@ -31,10 +31,21 @@ std::vector<size_t> places_in_flat_weights(const Module& module, const at::Tenso
   return places;
 }
 
+// Scripted modules keep max_norm as a constant of their type, traced ones have no attribute of it.
+bool renormalizes(const Module& module) {
+  if (module.hasattr("max_norm")) return !module.attr("max_norm").isNone();
+  const auto constant = module.type()->findConstant("max_norm");
+  return constant && !constant->isNone();
+}
+
 ModuleEntry entry_of(const std::string& name, Module module) {
   const std::string type = type_name(module);
   const ModuleType* known = find_module_type(type);
-  ModuleEntry entry{name, type, known != nullptr ? known->kind : ModuleKind::kOther, {}};
+  ModuleEntry entry{name,
+                    type,
+                    known != nullptr ? known->kind : ModuleKind::kOther,
+                    renormalizes(module) ? kRenormalizes : "",
+                    {}};
   const auto add = [&](const std::string& parameter, const at::Tensor& tensor, bool is_buffer) {
     Slot slot;
     slot.parameter = parameter;
@@ -42,7 +53,8 @@ ModuleEntry entry_of(const std::string& name, Module module) {
     slot.is_buffer = is_buffer;
     const std::vector<size_t> places = places_in_flat_weights(module, tensor);
     slot.handles = 1 + static_cast<int>(places.size());
-    slot.quantizable = !is_buffer && known != nullptr && is_quantizable_parameter(*known, parameter);
+    slot.quantizable =
+        !is_buffer && known != nullptr && is_quantizable_parameter(*known, parameter);
     slot.has_bias = known != nullptr && has_tensor(module, known->bias);
     slot.replace = [module, parameter, places](const at::Tensor& value) mutable {
       module.setattr(parameter, value);
