@@ -90,6 +90,7 @@ std::vector<double> milliseconds_per_batch(const std::vector<Net>& nets, const S
     bar.advance(1);
   }
   std::vector<double> medians;
+  medians.reserve(times.size());
   for (const auto& of_net : times) medians.push_back(median(of_net));
   return medians;
 }
