@@ -226,7 +226,7 @@ class Loading {
                           record.shape, slot.tensor.scalar_type(), key);
     WeightScheme scheme{*record.weights, record.group_size, find_quantizer(record.quantizer)};
     if (!scheme.quantizer) scheme.quantizer = default_quantizer(scheme.qtype);
-    auto cell = std::make_shared<WeightCell>(scheme, impl_of(checked)->weight->codes(std::nullopt));
+    auto cell = std::make_shared<WeightCell>(scheme, impl_of(checked)->weight->codes());
     cell->layer = layer;
     weights_[key] = make_weight(std::move(cell), slot.tensor.scalar_type());
     replace_by(slot, weights_[key]);

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <limits>
 
 namespace quantal {
 namespace {
@@ -31,16 +32,18 @@ std::vector<std::int64_t> code_shape(at::IntArrayRef sizes, std::int64_t group) 
 at::Tensor from_groups(const at::Tensor& groups, at::IntArrayRef sizes, std::int64_t group_size) {
   if (group_size == 0) return groups.reshape(sizes);
   const std::int64_t row_length = product_after_first(sizes);
-  at::Tensor rows = groups.reshape({sizes[0], -1});
+  at::Tensor rows = groups.reshape({sizes[0], ceil_div(row_length, group_size) * group_size});
   if (rows.size(1) != row_length) rows = rows.narrow(1, 0, row_length);
   return rows.reshape(sizes);
 }
 
-// Rounds a computed value to the dtype that a caller asked for. fp16 saturates: 57344 * scale may
-// round past its largest number.
+// Rounds a computed value to the dtype that a caller asked for. It saturates where it may round past
+// the largest number: 57344 * scale in fp16, values that are computed in fp64 for that very reason.
 at::Tensor round_value(const at::Tensor& value, at::ScalarType dtype) {
   if (dtype == at::kHalf) return value.clamp(-65504, 65504).to(dtype);
-  return value.to(dtype);
+  if (value.scalar_type() != at::kDouble || dtype == at::kDouble) return value.to(dtype);
+  const double largest = dtype == at::kBFloat16 ? 0x1.FEp127 : 0x1.FFFFFEp127;
+  return value.clamp(-largest, largest).to(dtype);
 }
 
 }  // namespace
@@ -108,27 +111,34 @@ at::Tensor cast_codes(const at::Tensor& values, const QType& qtype) {
   return values.round().clamp_(qtype.qmin, qtype.qmax).to(code_dtype(qtype));
 }
 
-WeightCodes encode_weight(const at::Tensor& weight, const QType& qtype, std::int64_t group_size,
-                          const at::Tensor& scale, const at::Tensor& shift) {
-  const at::Tensor groups = to_groups(weight, group_size);
-  const at::Tensor divisor = scale.to(groups.scalar_type());
-  WeightCodes codes{qtype, weight.sizes().vec(), group_size, {}, {}, {}};
+WeightCodes encode_groups(const at::Tensor& groups, at::IntArrayRef sizes, const QType& qtype,
+                          std::int64_t group_size, const at::Tensor& scale,
+                          const at::Tensor& shift) {
+  WeightCodes codes{qtype, sizes.vec(), group_size, {}, {}, {}};
+  codes.wide = is_wide(scale, shift, qtype.bits);
+  const at::Tensor value = codes.wide ? groups.to(at::kDouble) : groups;
+  const at::Tensor divisor = scale.to(value.scalar_type());
   if (qtype.is_affine()) {
     const double levels = (1 << qtype.bits) - 1;
-    const at::Tensor values = ((groups + shift.to(groups.scalar_type())) / divisor).round_();
+    const at::Tensor values = ((value + shift.to(value.scalar_type())) / divisor).round_();
     codes.data = pack_codes(
-        values.clamp_(0, levels).to(at::kByte).reshape(code_shape(weight.sizes(), group_size)),
-        qtype.bits);
-    codes.shift = shift.reshape(scale_shape(qtype, weight.sizes(), group_size)).contiguous();
+        values.clamp_(0, levels).to(at::kByte).reshape(code_shape(sizes, group_size)), qtype.bits);
+    codes.shift = shift.reshape(scale_shape(qtype, sizes, group_size)).contiguous();
   } else {
-    codes.data = cast_codes(groups / divisor, qtype).reshape(weight.sizes());
+    codes.data = cast_codes(value / divisor, qtype).reshape(sizes);
   }
-  codes.scale = scale.reshape(scale_shape(qtype, weight.sizes(), group_size)).contiguous();
+  codes.scale = scale.reshape(scale_shape(qtype, sizes, group_size)).contiguous();
   return codes;
 }
 
+bool is_wide(const at::Tensor& scale, const at::Tensor& shift, int bits) {
+  if (!shift.defined() || scale.scalar_type() == at::kHalf || scale.numel() == 0) return false;
+  const double span = scale.max().item<double>() * ((1 << bits) - 1);
+  return span + shift.abs().max().item<double>() > std::numeric_limits<float>::max() / 2;
+}
+
 at::Tensor decode_weight(const WeightCodes& codes, at::ScalarType dtype) {
-  const at::ScalarType compute = arithmetic_dtype(dtype);
+  const at::ScalarType compute = codes.wide ? at::kDouble : arithmetic_dtype(dtype);
   const at::Tensor scale = codes.scale.to(compute);
   if (!codes.qtype.is_affine()) return round_value(codes.data.to(compute).mul_(scale), dtype);
   const std::int64_t rows = code_shape(codes.sizes, codes.group_size)[0];
@@ -140,7 +150,7 @@ at::Tensor decode_weight(const WeightCodes& codes, at::ScalarType dtype) {
 at::Tensor decode_rows(const WeightCodes& codes, const at::Tensor& indices, at::ScalarType dtype) {
   std::vector<std::int64_t> sizes = codes.sizes;
   sizes[0] = indices.numel();
-  WeightCodes rows{codes.qtype, sizes, codes.group_size, {}, {}, {}};
+  WeightCodes rows{codes.qtype, sizes, codes.group_size, {}, {}, {}, codes.wide};
   const std::int64_t per_row = codes.groups_per_row();
   at::Tensor groups = indices;
   if (per_row > 1) {
@@ -161,7 +171,7 @@ at::Tensor decode_rows(const WeightCodes& codes, const at::Tensor& indices, at::
   const at::Tensor values =
       bytes.bitwise_right_shift(bit.to(at::kByte).reshape(column))
           .bitwise_and_((1 << codes.qtype.bits) - 1);
-  const at::ScalarType compute = arithmetic_dtype(dtype);
+  const at::ScalarType compute = codes.wide ? at::kDouble : arithmetic_dtype(dtype);
   at::Tensor value = values.to(compute).mul_(rows.scale.to(compute)).sub_(rows.shift.to(compute));
   return round_value(from_groups(value, sizes, codes.group_size), dtype);
 }

@@ -25,6 +25,7 @@ struct WeightCodes {
   at::Tensor data;
   at::Tensor scale;
   at::Tensor shift;  ///< undefined for symmetric types
+  bool wide = false;  ///< scale * code may overflow fp32: the value is computed in fp64
 
   std::int64_t rows() const { return sizes.empty() ? 1 : sizes[0]; }
   /// Elements of one row: the product of the dimensions after the first.
@@ -45,10 +46,16 @@ std::vector<std::int64_t> scale_shape(const QType& qtype, at::IntArrayRef sizes,
 /// `weight` as a float matrix of one group a row; a short last group repeats its last element.
 at::Tensor to_groups(const at::Tensor& weight, std::int64_t group_size);
 
-/// Codes of `weight` for the given scale and shift, one value a group, shape (groups, 1).
-/// Rounds half to even, saturates. fp32 arithmetic (fp64 for double weights).
-WeightCodes encode_weight(const at::Tensor& weight, const QType& qtype, std::int64_t group_size,
-                          const at::Tensor& scale, const at::Tensor& shift);
+/// Codes of a weight of shape `sizes`, as to_groups() gave it, for the given scale and shift, one
+/// value a group, shape (groups, 1). Rounds half to even, saturates. fp32 arithmetic (fp64 for
+/// double weights).
+WeightCodes encode_groups(const at::Tensor& groups, at::IntArrayRef sizes, const QType& qtype,
+                          std::int64_t group_size, const at::Tensor& scale,
+                          const at::Tensor& shift);
+
+/// Whether codes of this scale and shift need WeightCodes::wide: affine ones whose values or spans
+/// come near the largest float.
+bool is_wide(const at::Tensor& scale, const at::Tensor& shift, int bits);
 
 /// The float value `scale * code (- shift)`, shape `sizes`, computed in fp32 and rounded once.
 at::Tensor decode_weight(const WeightCodes& codes, at::ScalarType dtype);

@@ -2,18 +2,44 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
 #include <limits>
 
 namespace quantal {
 namespace {
 
-// A group of equal values has range 0: scale 1 keeps 0/0 away and decodes it exactly. A range
-// below the smallest normal would make the quotient overflow.
-at::Tensor safe_scale(const at::Tensor& scale) {
-  const double tiny = scale.scalar_type() == at::kDouble
-                          ? std::numeric_limits<double>::min()
-                          : static_cast<double>(std::numeric_limits<float>::min());
-  return at::where(scale == 0, at::ones_like(scale), scale.clamp_min(tiny));
+// The code nearest to zero.
+double smallest_code(const QType& qtype) {
+  switch (qtype.id) {
+    case QTypeId::kFloat8E4M3FN:
+      return 0x1p-9;
+    case QTypeId::kFloat8E4M3FNUZ:
+      return 0x1p-10;
+    case QTypeId::kFloat8E5M2:
+      return 0x1p-16;
+    default:
+      return 1;
+  }
+}
+
+// The largest scale whose product with the largest code is finite.
+template <typename T>
+double largest_scale(double levels) {
+  T scale = std::numeric_limits<T>::max() / static_cast<T>(levels);
+  while (std::isinf(scale * static_cast<T>(levels))) scale = std::nextafter(scale, T(0));
+  return scale;
+}
+
+// range / levels within bounds. A group of equal values has range 0: scale 1 keeps 0/0 away and
+// decodes it exactly. Subnormal numbers count as zero and get code 0: so codes are the same where
+// the processor flushes them.
+at::Tensor scale_of(const at::Tensor& range, const QType& qtype, double levels) {
+  const bool wide = range.scalar_type() == at::kDouble;
+  const double tiny = wide ? std::numeric_limits<double>::min()
+                           : static_cast<double>(std::numeric_limits<float>::min());
+  const double largest = wide ? largest_scale<double>(levels) : largest_scale<float>(levels);
+  return at::where(range < tiny, at::ones_like(range),
+                   (range / levels).clamp_(2 * tiny / smallest_code(qtype), largest));
 }
 
 class Absmax final : public Quantizer {
@@ -22,7 +48,7 @@ class Absmax final : public Quantizer {
   bool supports(const QType& qtype) const override { return !qtype.is_affine(); }
   ScaleShift operator()(const at::Tensor& groups, const QType& qtype) const override {
     if (groups.size(1) == 0) return {at::ones({groups.size(0), 1}, groups.options()), {}};
-    return {safe_scale(groups.abs().amax(1, /*keepdim=*/true) / qtype.qmax), {}};
+    return {scale_of(groups.abs().amax(1, /*keepdim=*/true), qtype, qtype.qmax), {}};
   }
 };
 
@@ -38,10 +64,11 @@ class Max : public Quantizer {
     const double levels = (1 << qtype.bits) - 1;
     const at::Tensor low = groups.amin(1, /*keepdim=*/true);
     const at::Tensor high = groups.amax(1, /*keepdim=*/true);
-    at::Tensor scale = (high - low) / levels;
+    const at::Tensor range = high - low;
     // Where the range overflows, the two ends are divided first.
-    scale = at::where(scale.isinf(), high / levels - low / levels, scale);
-    return {safe_scale(scale), low.neg()};
+    const at::Tensor scale =
+        at::where(range.isinf(), high / levels - low / levels, scale_of(range, qtype, levels));
+    return {scale, low.neg()};
   }
 };
 

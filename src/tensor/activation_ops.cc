@@ -59,7 +59,11 @@ Results scaled(const at::Tensor& x, double factor, bool divide) {
 }
 
 // A real number that does not change the dtype of what it multiplies.
-std::optional<double> scalar_factor(const at::Tensor& x, const at::Tensor& other) {
+std::optional<double> scalar_factor(const at::Tensor& x, const c10::IValue& factor) {
+  if (factor.isScalar()) {
+    return factor.isComplexDouble() ? std::nullopt : std::optional(factor.toScalar().toDouble());
+  }
+  const at::Tensor& other = factor.toTensor();
   if (is_qtensor(other) || other.dim() != 0 || !other.device().is_cpu() || x.dim() == 0 ||
       other.is_complex()) {
     return std::nullopt;
@@ -70,7 +74,7 @@ std::optional<double> scalar_factor(const at::Tensor& x, const at::Tensor& other
 Results scale_by(Arguments arguments, bool divide) {
   const at::Tensor& x = arguments[0].toTensor();
   if (!has_codes(x)) return std::nullopt;
-  const auto factor = scalar_factor(x, arguments[1].toTensor());
+  const auto factor = scalar_factor(x, arguments[1]);
   return factor ? scaled(x, *factor, divide) : std::nullopt;
 }
 

@@ -40,6 +40,11 @@ at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& weight, const a
   return at::linear(input, matrix, bias.defined() ? bias.to(input.scalar_type()) : bias);
 }
 
+at::Tensor as_matrix(const at::Tensor& t) {
+  if (t.dim() == 2) return t;
+  return t.reshape({c10::multiply_integers(t.sizes().slice(0, t.dim() - 1)), t.size(-1)});
+}
+
 struct Linear : Function<Linear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
                             const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
@@ -54,14 +59,14 @@ struct Linear : Function<Linear> {
     const at::Tensor& grad = grads[0];
     if (!grad.defined()) return {at::Tensor(), at::Tensor(), at::Tensor()};
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor rows = grad.dim() == 2 ? grad : grad.reshape({-1, grad.size(-1)});
+    const at::Tensor rows = as_matrix(grad);
     at::Tensor grad_x, grad_weight, grad_bias;
     if (context->needs_input_grad(0)) {
       const at::Tensor weight = dequantize_ste(saved[1]).to(grad.scalar_type());
       grad_x = rows.mm(weight).reshape(saved[0].sizes());
     }
     if (context->needs_input_grad(1)) {
-      const at::Tensor x = dequantize_ste(saved[0]).reshape({-1, saved[0].size(-1)});
+      const at::Tensor x = as_matrix(dequantize_ste(saved[0]));
       grad_weight = rows.t().mm(x).to(saved[1].scalar_type());
     }
     if (context->saved_data.count("bias_dtype") && context->needs_input_grad(2)) {
@@ -72,9 +77,9 @@ struct Linear : Function<Linear> {
 };
 
 at::Tensor embedding_forward(const at::Tensor& weight, const at::Tensor& indices) {
-  const RowRange rows = rows_of(weight);
-  const auto& cell = impl_of(weight)->weight;
-  if (!cell->scheme() || rows.transposed || rows.count != cell->sizes()[0]) {
+  const at::ScalarType type = indices.scalar_type();
+  if (!impl_of(weight)->weight->scheme() || !shows_whole_cell(weight) ||
+      (type != at::kLong && type != at::kInt)) {
     return at::embedding(quantized_value(weight), indices);
   }
   std::vector<std::int64_t> sizes = indices.sizes().vec();
@@ -116,6 +121,8 @@ at::Tensor straight_through(const at::Tensor& x, const Forward& forward) {
 at::Tensor dequantize_ste(const at::Tensor& t) {
   return is_qtensor(t) ? straight_through(t, quantized_value) : t;
 }
+
+at::Tensor float_value_ste(const at::Tensor& t) { return straight_through(t, float_value); }
 
 at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   const bool graph = x.requires_grad() || weight.requires_grad() ||

@@ -16,6 +16,9 @@ at::Tensor straight_through(const at::Tensor& x,
 /// are.
 at::Tensor dequantize_ste(const at::Tensor& t);
 
+/// What every other operation reads of `t` (float_value), differentiable.
+at::Tensor float_value_ste(const at::Tensor& t);
+
 /// y = x·wᵀ (+ bias) over the quantized values of x and w, in x's dtype: x (…, in), w (out, in),
 /// bias (out) or undefined. Keeps codes, not floats, for the backward pass.
 at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);

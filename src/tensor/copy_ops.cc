@@ -8,11 +8,6 @@
 namespace quantal {
 namespace {
 
-bool shows_whole_cell(const at::Tensor& weight) {
-  const RowRange rows = rows_of(weight);
-  return !rows.transposed && rows.count == impl_of(weight)->weight->sizes()[0];
-}
-
 WeightCodes moved(const WeightCodes& codes, const c10::Device& device, bool non_blocking) {
   WeightCodes copy = codes;
   for (at::Tensor* part : {&copy.data, &copy.scale, &copy.shift}) {
@@ -32,8 +27,13 @@ WeightCodes cloned(const WeightCodes& codes) {
 // A tensor over `cell` that shows what `like` shows of its own.
 at::Tensor showing_same(const at::Tensor& like, std::shared_ptr<WeightCell> cell,
                         at::ScalarType dtype) {
-  return at::detail::make_tensor<QTensorImpl>(std::move(cell), Geometry::of(like), dtype);
+  auto t = at::detail::make_tensor<QTensorImpl>(std::move(cell), Geometry::of(like), dtype);
+  impl_of(t)->transposed = impl_of(like)->transposed;
+  return t;
 }
+
+// A view of a weight that is no range of its rows: clones of it are plain tensors.
+bool is_odd_view(const at::Tensor& t) { return is_weight(t) && !rows_of(t); }
 
 at::Tensor clone_weight(const at::Tensor& t) {
   const WeightCell& source = *impl_of(t)->weight;
@@ -65,17 +65,16 @@ at::Tensor weight_to(const at::Tensor& t, at::ScalarType dtype, const c10::Devic
     cell = std::make_shared<WeightCell>(
         source.scheme(), source.latent().to(device, dtype, non_blocking, /*copy=*/true));
     // The codes stay those of the unrounded weight, as they would after freezing.
-    if (source.scheme() && device == source.device()) cell->seed_cache(weight_codes(t), 0);
+    if (source.scheme() && device == source.device()) cell->seed_cache(weight_codes(t));
   }
   cell->layer = source.layer;
   return showing_same(t, std::move(cell), dtype);
 }
 
 void copy_into_weight(const at::Tensor& target, const at::Tensor& source, bool non_blocking) {
-  QTensorImpl* impl = impl_of(target);
-  WeightCell& cell = *impl->weight;
+  WeightCell& cell = *impl_of(target)->weight;
   if (cell.live()) {
-    float_value(target).copy_(is_qtensor(source) ? float_value(source) : source, non_blocking);
+    latent_of(target).copy_(is_qtensor(source) ? float_value(source) : source, non_blocking);
     cell.latent().unsafeGetTensorImpl()->bump_version();
     return;
   }
@@ -99,8 +98,7 @@ void copy_into_weight(const at::Tensor& target, const at::Tensor& source, bool n
     check_finite(value, "source of copy_");
     codes = std::make_shared<const WeightCodes>(quantize(value, *cell.scheme()));
   }
-  cell.set_codes(std::move(codes));
-  impl->accepted_version = -1;
+  cell.replace_codes(std::move(codes));
 }
 
 }  // namespace
@@ -108,7 +106,7 @@ void copy_into_weight(const at::Tensor& target, const at::Tensor& source, bool n
 at::Tensor clone(const at::Tensor& t, std::optional<at::MemoryFormat> memory_format) {
   if (is_weight(t)) {
     const bool reorders = memory_format == at::MemoryFormat::Contiguous && !t.is_contiguous();
-    return reorders ? float_value(t).clone(memory_format) : clone_weight(t);
+    return reorders || is_odd_view(t) ? float_value(t).clone(memory_format) : clone_weight(t);
   }
   const ActivationCell& cell = *impl_of(t)->activation;
   if (has_codes(t)) {
@@ -158,6 +156,23 @@ at::Tensor& copy_into(at::Tensor& target, const at::Tensor& source, bool non_blo
   materialize(target);
   Geometry::of(target).view_of(impl_of(target)->activation->value).copy_(value, non_blocking);
   return target;
+}
+
+at::Tensor& set_source(at::Tensor& target, const at::Tensor& source) {
+  const at::Tensor& quantized = is_qtensor(target) ? target : source;
+  TORCH_CHECK(false, "[quantal] set_ on a quantized tensor of shape ", quantized.sizes(),
+              ", which has no storage: load files with quantal::load or quantal::requantize, float "
+              "ones before quantize()");
+  return target;
+}
+
+bool has_compatible_type(const at::Tensor& self, const at::Tensor& from) {
+  TORCH_CHECK(is_qtensor(self) || !is_qtensor(from), "[quantal] a plain tensor of shape ",
+              self.sizes(), " cannot become a quantized one: copy modules with quantal::clone");
+  if (is_qtensor(from)) return true;
+  return is_weight(self) && impl_of(self)->weight->live() && shows_whole_cell(self) &&
+         self.sizes() == from.sizes() && self.scalar_type() == from.scalar_type() &&
+         self.device() == from.device() && from.layout() == at::kStrided;
 }
 
 bool equal(const at::Tensor& a, const at::Tensor& b) {

@@ -4,7 +4,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
+#include <functional>
 #include <map>
 #include <mutex>
 
@@ -54,11 +56,23 @@ void replace_arguments(const c10::FunctionSchema& schema, Stack& stack, const Re
   }
 }
 
-// Runs `op` over plain arguments; views of normal tensors are normal tensors.
+// Runs `op` over plain arguments; views of normal tensors are normal tensors. Writes to a view of a
+// weight move the version of the tensor that was viewed: its cell looks there.
 void call(const c10::OperatorHandle& op, Stack* stack, const at::Tensor& viewed) {
   std::optional<ViewGuard> guard;
   if (viewed.defined()) guard.emplace(viewed);
   op.callBoxed(stack);
+  if (!viewed.defined() || !is_weight(viewed)) return;
+  const c10::VariableVersion& counter = impl_of(viewed)->version_counter();
+  impl_of(viewed)->weight->watch(counter);
+  if (!counter.enabled()) return;
+  for (const c10::IValue& result : torch::jit::last(*stack, op.schema().returns().size())) {
+    if (result.isTensor()) result.toTensor().unsafeGetTensorImpl()->set_version_counter(counter);
+    if (!result.isTensorList()) continue;
+    for (const at::Tensor& t : result.toTensorVector()) {
+      t.unsafeGetTensorImpl()->set_version_counter(counter);
+    }
+  }
 }
 
 // A returned argument is the very tensor that the caller gave.
@@ -83,8 +97,8 @@ struct Reading {
   bool counted;
 };
 
-// Operators of other libraries compute with the weights that they take, and their backward calls
-// aten's compute operations. Those that move parameters between processes must see the latent.
+// Operators of other libraries compute with the weights that they take. Those that move parameters
+// between processes must see the latent.
 bool reads_quantized(const c10::OperatorHandle& op) {
   const std::string& name = op.operator_name().name;
   for (const char* reads_float : {"aten::", "prim", "c10d", "_c10d", "fsdp::", "symm_mem::"}) {
@@ -147,7 +161,7 @@ class Substitution {
       TORCH_CHECK(impl->weight->live(), "[quantal] ", op_.operator_name(),
                   " cannot write to a frozen weight of shape ", t.sizes(),
                   ": use copy_(), or write before freeze()");
-      plain = float_value(t);
+      plain = latent_of(t);
     } else {
       logged_ = logged_ || impl->activation->codes.defined();
       materialize(t);
@@ -162,7 +176,7 @@ class Substitution {
     if (!cell.live() || (reading_.quantized && cell.scheme())) {
       logged_ = true;
       weight_ = t;
-    } else if (at::GradMode::is_enabled() && cell.scheme()) {
+    } else if (records_gradients_ && cell.scheme()) {
       logged_ = true;  // a forward pass that sees the latent would train unquantized
     }
     return reading_.quantized ? quantized_value(t) : float_value(t);
@@ -181,6 +195,7 @@ class Substitution {
   const c10::OperatorHandle& op_;
   const Reading reading_;
   const bool makes_view_;
+  const bool records_gradients_ = at::GradMode::is_enabled();  // ViewGuard changes it
   bool logged_ = false;
   at::Tensor weight_;
   at::Tensor viewed_;
@@ -206,6 +221,11 @@ at::Tensor positions(const at::Tensor& t) {
   return geometry.view_of(at::empty({geometry.extent()}, options));
 }
 
+// A plain tensor of the same shape, dtype and device, its elements arbitrary.
+at::Tensor blank(const at::Tensor& t) {
+  return at::empty_strided(t.sizes(), t.strides(), t.options());
+}
+
 std::atomic<bool> operators_changed{false};
 
 struct Listener final : c10::OpRegistrationListener {
@@ -220,7 +240,84 @@ bool needs_cover(const c10::OperatorHandle& op) {
          op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutogradNonFunctional);
 }
 
+// Other libraries' gradients are formulas over what they saved: that must be one value, not a live
+// weight of which some operations read the latent.
+bool needs_autograd_cover(const c10::OperatorHandle& op) {
+  using c10::DispatchKey;
+  if (!op.hasSchema() || !reads_quantized(op)) return false;
+  if (op.hasKernelForDispatchKey(DispatchKey::AutogradPrivateUse3)) return false;
+  const auto& arguments = op.schema().arguments();
+  return op.hasKernelForDispatchKey(DispatchKey::Autograd) &&
+         std::none_of(arguments.begin(), arguments.end(), is_write);
+}
+
+// Registers `kernel` under `key` for every operator that `wanted` names; returns how many.
+template <typename Wanted>
+std::int64_t cover(c10::DispatchKey key, const Wanted& wanted,
+                   const std::function<torch::CppFunction()>& kernel) {
+  static auto* libraries = new std::vector<std::unique_ptr<torch::Library>>;
+  auto& dispatcher = c10::Dispatcher::singleton();
+  std::map<std::string, std::vector<std::string>> by_namespace;
+  for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
+    const auto op = dispatcher.findOp(name);
+    const size_t colon = name.name.find("::");
+    const std::string space = name.name.substr(0, colon);
+    if (!op || space == "prim" || space == "prims" || space == "quantal" || !wanted(*op)) continue;
+    const std::string overload = name.overload_name.empty() ? "" : "." + name.overload_name;
+    by_namespace[space].push_back(name.name.substr(colon + 2) + overload);
+  }
+  std::int64_t covered = 0;
+  for (const auto& [space, names] : by_namespace) {
+    auto library = std::make_unique<torch::Library>(torch::Library::IMPL, space, key, __FILE__,
+                                                    __LINE__);
+    for (const std::string& name : names) library->impl(name.c_str(), kernel());
+    covered += static_cast<std::int64_t>(names.size());
+    libraries->push_back(std::move(library));
+  }
+  return covered;
+}
+
+// The Autograd kernel that needs_autograd_cover() asks for.
+void foreign_autograd_kernel(const c10::OperatorHandle& op, Stack* stack) {
+  at::Tensor weight;
+  replace_arguments(op.schema(), *stack, [&weight](const at::Tensor& t, bool) {
+    if (is_weight(t)) weight = t;
+    return dequantize_ste(t);
+  });
+  log_fallback(op.operator_name(), weight);
+  op.callBoxed(stack);
+}
+
 }  // namespace
+
+namespace {
+
+// ATen folds a strided sequence into one product only where the weights require grad: live and
+// frozen weights would be summed in different orders. A contiguous one it always folds.
+template <at::Tensor (*read)(const at::Tensor&)>
+void run_recurrent(const c10::OperatorHandle& op, Stack* stack) {
+  const c10::FunctionSchema& schema = op.schema();
+  const bool batch_first = stack->back().toBool();
+  replace_arguments(schema, *stack, [](const at::Tensor& t, bool) { return read(t); });
+  c10::IValue& input = (*stack)[stack->size() - schema.arguments().size()];
+  const at::Tensor x = input.toTensor();
+  input = (batch_first ? x.transpose(0, 1) : x).contiguous();
+  stack->back() = false;
+  op.callBoxed(stack);
+  if (!batch_first) return;
+  c10::IValue& output = (*stack)[stack->size() - schema.returns().size()];
+  output = output.toTensor().transpose(0, 1);
+}
+
+}  // namespace
+
+void recurrent_kernel(const c10::OperatorHandle& op, Stack* stack) {
+  run_recurrent<quantized_value>(op, stack);
+}
+
+void recurrent_autograd_kernel(const c10::OperatorHandle& op, Stack* stack) {
+  run_recurrent<dequantize_ste>(op, stack);
+}
 
 void fallback_kernel(const c10::OperatorHandle& op, Stack* stack) {
   run_on_floats(op, stack, {.quantized = reads_quantized(op), .counted = true});
@@ -245,9 +342,15 @@ void compute_autograd_kernel(const c10::OperatorHandle& op, Stack* stack) {
 }
 
 void factory_kernel(const c10::OperatorHandle& op, Stack* stack) {
-  replace_arguments(op.schema(), *stack, [](const at::Tensor& t, bool) {
-    return at::empty_strided(t.sizes(), t.strides(), t.options());
-  });
+  replace_arguments(op.schema(), *stack, [](const at::Tensor& t, bool) { return blank(t); });
+  op.callBoxed(stack);
+}
+
+void pool_backward_kernel(const c10::OperatorHandle& op, Stack* stack) {
+  c10::IValue& input = (*stack)[stack->size() - op.schema().arguments().size() + 1];
+  if (is_qtensor(input.toTensor())) input = blank(input.toTensor());
+  replace_arguments(op.schema(), *stack,
+                    [](const at::Tensor& t, bool) { return quantized_value(t); });
   op.callBoxed(stack);
 }
 
@@ -279,35 +382,21 @@ void view_kernel(const c10::OperatorHandle& op, Stack* stack) {
 }
 
 std::int64_t cover_operators() {
+  using torch::CppFunction;
   static std::mutex mutex;
   static auto* covered = new std::int64_t(0);
-  static auto* libraries = new std::vector<std::unique_ptr<torch::Library>>;
   std::lock_guard lock(mutex);
-  operators_changed = false;
-  auto& dispatcher = c10::Dispatcher::singleton();
-  static auto* listener = new c10::RegistrationHandleRAII(
-      dispatcher.addRegistrationListener(std::make_unique<Listener>()));
+  static auto* listener =
+      new c10::RegistrationHandleRAII(c10::Dispatcher::singleton().addRegistrationListener(
+          std::make_unique<Listener>()));
   (void)listener;
-  std::map<std::string, std::vector<std::string>> by_namespace;
-  for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
-    const auto op = dispatcher.findOp(name);
-    if (!op || !needs_cover(*op)) continue;
-    const size_t colon = name.name.find("::");
-    const std::string space = name.name.substr(0, colon);
-    if (space == "prim" || space == "prims" || space == "quantal") continue;
-    const std::string overload = name.overload_name.empty() ? "" : "." + name.overload_name;
-    by_namespace[space].push_back(name.name.substr(colon + 2) + overload);
-  }
-  for (const auto& [space, names] : by_namespace) {
-    auto library = std::make_unique<torch::Library>(
-        torch::Library::IMPL, space, c10::DispatchKey::PrivateUse3, __FILE__, __LINE__);
-    for (const std::string& name : names) {
-      library->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&fallback_kernel>());
-    }
-    *covered += static_cast<std::int64_t>(names.size());
-    libraries->push_back(std::move(library));
-  }
   operators_changed = false;
+  *covered += cover(c10::DispatchKey::PrivateUse3, needs_cover, [] {
+    return CppFunction::makeFromBoxedFunction<&fallback_kernel>();
+  });
+  cover(c10::DispatchKey::AutogradPrivateUse3, needs_autograd_cover, [] {
+    return CppFunction::makeFromBoxedFunction<&foreign_autograd_kernel>();
+  });
   return *covered;
 }
 

@@ -23,8 +23,17 @@ void uncounted_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
 /// The same one level up: gradients pass straight through to the latent.
 void compute_autograd_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
 
+/// PrivateUse3 and AutogradPrivateUse3 kernels of layers over a sequence (lstm, gru, …): as
+/// compute_kernel, with the same bits whether or not the weights require grad.
+void recurrent_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+void recurrent_autograd_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+
 /// PrivateUse3 kernel of operations that make a new tensor in the likeness of their first argument.
 void factory_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+
+/// PrivateUse3 kernel of the gradients of pooling, whose second argument, the input, matters only by
+/// its shape.
+void pool_backward_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
 
 /// PrivateUse3 kernel of views that rearrange elements: activations and whole rows of weights stay
 /// quantized.

@@ -18,23 +18,26 @@ namespace {
 
 using torch::CppFunction;
 
-// Operations that compute with weights, and operations whose backward does (lstsq, pinv): forward
-// and backward must read the same value.
+// Operations that compute with weights, and operations whose backward does (lstsq, cholesky_solve):
+// forward and backward must read the same value.
 constexpr const char* kComputeOps[] = {
     "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "inner", "einsum", "tensordot",
-    "bilinear", "_trilinear", "embedding_bag", "embedding_bag.padding_idx", "lstm.input",
-    "lstm.data", "gru.input", "gru.data", "rnn_tanh.input", "rnn_tanh.data", "rnn_relu.input",
-    "rnn_relu.data", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+    "bilinear", "_trilinear", "embedding_bag", "embedding_bag.padding_idx", "lstm.data",
+    "gru.data", "rnn_tanh.data", "rnn_relu.data", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
     "linalg_multi_dot", "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
     "_grouped_mm", "_addmm_activation", "conv_tbc", "linalg_lstsq", "linalg_pinv.atol_rtol_tensor",
+    "_sparse_mm_reduce_impl", "cholesky_inverse", "cholesky_solve", "cdist",
 };
+
+constexpr const char* kRecurrentOps[] = {"lstm.input", "gru.input", "rnn_tanh.input",
+                                         "rnn_relu.input"};
 
 // The same that write to out=.
 constexpr const char* kComputeOutOps[] = {
     "mm.out", "addmm.out", "bmm.out", "baddbmm.out", "addbmm.out", "mv.out", "addmv.out",
     "matmul.out", "dot.out", "vdot.out", "inner.out", "tensordot.out", "linear.out",
     "linalg_multi_dot.out", "_addmm_activation.out", "linalg_lstsq.out",
-    "linalg_pinv.atol_rtol_tensor_out",
+    "linalg_pinv.atol_rtol_tensor_out", "cholesky_inverse.out", "cholesky_solve.out",
 };
 
 // Gradients that take a saved activation.
@@ -157,13 +160,20 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse3, m) {
   m.impl("_to_copy", to_copy);
   m.impl("copy_", copy_into);
   m.impl("equal", equal);
+  m.impl("set_.source_Tensor", set_source);
+  m.impl("_has_compatible_shallow_copy_type", has_compatible_type);
+  // What readers of memory (tolist, numpy(force=True)) call first.
+  m.impl("resolve_conj", float_value_ste);
+  m.impl("resolve_neg", float_value_ste);
   m.impl("detach", alias);
   m.impl("alias", alias);
   m.impl("relu", on_codes<relu_codes>());
   m.impl("relu_", on_codes<relu_codes_>());
   m.impl("neg", on_codes<neg_codes>());
   m.impl("mul.Tensor", on_codes<mul_codes>());
+  m.impl("mul.Scalar", on_codes<mul_codes>());
   m.impl("div.Tensor", on_codes<div_codes>());
+  m.impl("div.Scalar", on_codes<div_codes>());
   m.impl("cat", on_codes<cat_codes>());
   m.impl("stack", on_codes<stack_codes>());
   m.impl("_softmax", on_codes<softmax_codes>());
@@ -172,10 +182,13 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse3, m) {
   m.impl("add_.Tensor", on_codes<add_bias_>());
   register_all<&view_kernel>(m, kViewOps);
   register_all<&factory_kernel>(m, kFactoryOps);
-  register_all<&factory_kernel>(m, kPoolBackwardOps);
+  register_all<&pool_backward_kernel>(m, kPoolBackwardOps);
   register_all<&compute_kernel>(m, kComputeOps);
+  register_all<&recurrent_kernel>(m, kRecurrentOps);
   register_all<&compute_kernel>(m, kComputeOutOps);
   register_all<&uncounted_kernel>(m, kActivationBackwardOps);
+  // Composite, and writes through an _unsafe_view of `out`, which nothing could notice.
+  m.impl("kron.out", CppFunction::makeFromBoxedFunction<&fallback_kernel>());
 }
 
 TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse3, m) {
@@ -188,7 +201,10 @@ TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse3, m) {
   m.impl("embedding", embedding);
   m.impl("layer_norm", layer_norm);
   m.impl("max_pool1d", max_pool1d);
+  m.impl("resolve_conj", float_value_ste);
+  m.impl("resolve_neg", float_value_ste);
   register_all<&compute_autograd_kernel>(m, kComputeOps);
+  register_all<&recurrent_autograd_kernel>(m, kRecurrentOps);
 }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse3, m) {

@@ -13,8 +13,7 @@
 namespace quantal {
 namespace {
 
-void check_weight_dtype(const at::Tensor& weight, const char* function) {
-  const at::ScalarType dtype = weight.scalar_type();
+void check_weight_dtype(at::ScalarType dtype, const char* function) {
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
                         dtype == at::kHalf,
                     "[quantal::", function,
@@ -43,8 +42,8 @@ void check_data(const QuantizedParts& parts, at::IntArrayRef sizes, const std::s
   check_part(parts.data.sizes() == at::IntArrayRef(shape), name, "data of shape",
              shape_text(shape), shape_text(parts.data.sizes()));
   if (parts.qtype.is_floating_point) {
-    check_part(!parts.data.to(at::kFloat).isnan().any().item<bool>(), name, "data", "without NaN",
-               "NaN");
+    check_part(parts.data.to(at::kFloat).isfinite().all().item<bool>(), name, "data", "to be finite",
+               "NaN or Inf");
   }
 }
 
@@ -52,16 +51,16 @@ void check_data(const QuantizedParts& parts, at::IntArrayRef sizes, const std::s
 at::Tensor checked_scale(const at::Tensor& part, const char* what, const QuantizedParts& parts,
                          at::IntArrayRef sizes, const std::string& name) {
   check_part(part.defined(), name, what, "to be there", "none");
+  check_part(part.device() == parts.data.device(), name, what, "on the device of the data",
+             part.device().str());
   check_part(at::isFloatingType(part.scalar_type()) && part.element_size() > 1, name, what,
              "of a floating-point dtype", at::toString(part.scalar_type()));
   const auto shape = scale_shape(parts.qtype, sizes, parts.group_size);
-  if (part.numel() == 1 && sizes[0] == 1 && c10::multiply_integers(shape) == 1) {
-    return part.reshape(shape).contiguous();
-  }
-  check_part(part.sizes() == at::IntArrayRef(shape), name, what, "of shape " + shape_text(shape),
-             shape_text(part.sizes()));
+  const bool is_one = part.dim() == 0 && sizes[0] == 1 && c10::multiply_integers(shape) == 1;
+  check_part(is_one || part.sizes() == at::IntArrayRef(shape), name, what,
+             "of shape " + shape_text(shape), shape_text(part.sizes()));
   check_part(part.isfinite().all().item<bool>(), name, what, "to be finite", "NaN or Inf");
-  return part.contiguous();
+  return part.detach().reshape(shape).contiguous();
 }
 
 }  // namespace
@@ -106,7 +105,7 @@ bool is_frozen(const at::Tensor& tensor) {
 at::Tensor quantize_weight(const at::Tensor& weight, const WeightOptions& options) {
   TORCH_CHECK_VALUE(!is_qtensor(weight), "[quantal::quantize_weight] expected a float tensor, got "
                     "a quantized one: dequantize() it first");
-  check_weight_dtype(weight, "quantize_weight");
+  check_weight_dtype(weight.scalar_type(), "quantize_weight");
   const WeightScheme scheme = resolve_scheme(weight, options, "weight");
   check_finite(weight, "weight");
   cover_new_operators();
@@ -130,7 +129,7 @@ at::Tensor make_live_weight(const at::Tensor& weight, std::optional<WeightScheme
 at::Tensor live_weight(const at::Tensor& weight, const WeightOptions& options) {
   TORCH_CHECK_VALUE(!is_qtensor(weight), "[quantal::live_weight] expected a float tensor, got a "
                     "quantized one");
-  check_weight_dtype(weight, "live_weight");
+  check_weight_dtype(weight.scalar_type(), "live_weight");
   const WeightScheme scheme = resolve_scheme(weight, options, "weight");
   check_finite(weight, "weight");
   return make_live_weight(weight, scheme);
@@ -148,8 +147,7 @@ void freeze(const at::Tensor& weight) {
     weight.mutable_grad() = at::Tensor();
     weight.set_requires_grad(false);
   }
-  impl->weight->set_codes(std::move(codes));
-  impl->accepted_version = -1;
+  impl->weight->freeze(std::move(codes));
 }
 
 at::Tensor quantize_activation(const at::Tensor& x, const QType& qtype, const at::Tensor& scale) {
@@ -160,9 +158,10 @@ at::Tensor quantize_activation(const at::Tensor& x, const QType& qtype, const at
   TORCH_CHECK_VALUE(!qtype.is_affine(),
                     "[quantal::quantize_activation] expected an 8-bit qtype, got ", qtype.name);
   const bool one = scale.defined() && scale.numel() == 1;
-  TORCH_CHECK_VALUE(one && std::isfinite(scale.item<double>()) && scale.item<double>() > 0,
-                    "[quantal::quantize_activation] expected one finite positive scale, got ",
-                    one ? std::to_string(scale.item<double>()) : "none or several");
+  const float value = one ? scale.item<float>() : 0;
+  TORCH_CHECK_VALUE(std::isfinite(value) && value > 0,
+                    "[quantal::quantize_activation] expected one finite positive scale that fp32 "
+                    "holds, got ", one ? std::to_string(value) : "none or several");
   cover_new_operators();
   return quantize_activation_ste(x, qtype, scale.detach().to(at::kFloat).reshape({}));
 }
@@ -172,16 +171,13 @@ at::Tensor dequantize(const at::Tensor& tensor) { return dequantize_ste(tensor);
 at::Tensor latent(const at::Tensor& weight) {
   TORCH_CHECK_VALUE(is_weight(weight) && impl_of(weight)->weight->live(),
                     "[quantal::latent] expected a live quantized weight");
-  const at::Tensor& whole = impl_of(weight)->weight->latent();
-  ViewGuard guard(whole);
-  return select_rows(whole, rows_of(weight));
+  return shows_whole_cell(weight) ? impl_of(weight)->weight->latent() : latent_of(weight);
 }
 
 QuantizedParts parts(const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(is_quantized(tensor), "[quantal::parts] expected a quantized tensor");
   if (is_weight(tensor)) {
-    const RowRange rows = rows_of(tensor);
-    TORCH_CHECK_VALUE(!rows.transposed && rows.count == impl_of(tensor)->weight->sizes()[0],
+    TORCH_CHECK_VALUE(shows_whole_cell(tensor),
                       "[quantal::parts] expected a whole weight, got a view of one of shape ",
                       impl_of(tensor)->weight->sizes());
     const auto codes = weight_codes(tensor);
@@ -197,6 +193,10 @@ at::Tensor weight_from_parts(const QuantizedParts& parts, at::IntArrayRef sizes,
                              at::ScalarType dtype, const std::string& name) {
   TORCH_CHECK_VALUE(sizes.size() >= 2, "[quantal::weight_from_parts] '", name,
                     "': expected two dimensions or more, got ", sizes);
+  for (const std::int64_t size : sizes) {
+    TORCH_CHECK_VALUE(size >= 0, "[quantal::weight_from_parts] '", name, "': got a size of ", size);
+  }
+  check_weight_dtype(dtype, "weight_from_parts");
   TORCH_CHECK_VALUE(parts.group_size >= 0 && (parts.group_size == 0 || parts.qtype.is_affine()),
                     "[quantal::weight_from_parts] '", name, "': group size ", parts.group_size,
                     " does not fit ", parts.qtype.name);
@@ -204,8 +204,8 @@ at::Tensor weight_from_parts(const QuantizedParts& parts, at::IntArrayRef sizes,
   auto codes = std::make_shared<WeightCodes>();
   *codes = {parts.qtype, sizes.vec(), parts.group_size, parts.data.contiguous(), {}, {}};
   codes->scale = checked_scale(parts.scale, "scale", parts, sizes, name);
-  check_part((codes->scale > 0).all().item<bool>() && codes->scale.isfinite().all().item<bool>(),
-             name, "scale", "to be finite and positive", "zero, negative, NaN or Inf");
+  check_part((codes->scale > 0).all().item<bool>(), name, "scale", "to be positive",
+             "zero or negative");
   if (parts.qtype.is_affine()) {
     at::Tensor shift = parts.shift;
     // Integer shifts are zero-points: value = scale * (code - zero_point).
@@ -213,6 +213,10 @@ at::Tensor weight_from_parts(const QuantizedParts& parts, at::IntArrayRef sizes,
       shift = shift.to(parts.scale.scalar_type()) * parts.scale;
     }
     codes->shift = checked_scale(shift, "shift", parts, sizes, name);
+    codes->wide = is_wide(codes->scale, codes->shift, parts.qtype.bits);
+  } else {
+    check_part(!parts.shift.defined(), name, "shift",
+               "to be absent for " + std::string(parts.qtype.name), "one");
   }
   cover_new_operators();
   const WeightScheme scheme{parts.qtype, parts.group_size, default_quantizer(parts.qtype)};

@@ -2,36 +2,68 @@
 
 #include <ATen/ATen.h>
 
+#include <cstring>
+
 namespace quantal {
 namespace {
 
-std::optional<std::uint32_t> version_of(const at::Tensor& t) {
-  if (t.is_inference()) return std::nullopt;
-  return static_cast<std::uint32_t>(t._version());
-}
-
-// Reads geometry as rows of `sizes`, where it is that.
-std::optional<RowRange> as_rows(const Geometry& geometry, at::IntArrayRef sizes) {
-  if (geometry.sizes.size() != sizes.size() || sizes.empty()) return std::nullopt;
+// Reads geometry as rows of `sizes`, not transposed, where it is that.
+std::optional<RowRange> as_straight_rows(const Geometry& geometry, at::IntArrayRef sizes) {
   const Geometry full = Geometry::contiguous(sizes);
   const std::int64_t row = full.strides[0];
-  Geometry straight = geometry;
-  RowRange rows;
-  if (sizes.size() == 2 && geometry.strides != full.strides) {
-    std::swap(straight.sizes[0], straight.sizes[1]);
-    std::swap(straight.strides[0], straight.strides[1]);
-    rows.transposed = true;
-  }
-  if (straight.strides != full.strides || row == 0 || straight.offset % row != 0) {
-    return std::nullopt;
-  }
+  if (geometry.strides != full.strides || geometry.offset % row != 0) return std::nullopt;
   for (size_t i = 1; i < sizes.size(); ++i) {
-    if (straight.sizes[i] != sizes[i]) return std::nullopt;
+    if (geometry.sizes[i] != sizes[i]) return std::nullopt;
   }
-  rows.begin = straight.offset / row;
-  rows.count = straight.sizes[0];
+  const RowRange rows{false, geometry.offset / row, geometry.sizes[0]};
   if (rows.begin + rows.count > sizes[0]) return std::nullopt;
   return rows;
+}
+
+Geometry swapped(const Geometry& matrix) {
+  return {{matrix.sizes[1], matrix.sizes[0]}, {matrix.strides[1], matrix.strides[0]}, matrix.offset};
+}
+
+// Reads geometry as rows of `sizes` where it is that. `transposed` decides where both readings fit:
+// one row of one element.
+std::optional<RowRange> as_rows(const Geometry& geometry, at::IntArrayRef sizes, bool transposed) {
+  if (geometry.sizes.size() != sizes.size() || sizes.empty()) return std::nullopt;
+  if (sizes.size() != 2) return as_straight_rows(geometry, sizes);
+  for (const bool turned : {transposed, !transposed}) {
+    auto rows = as_straight_rows(turned ? swapped(geometry) : geometry, sizes);
+    if (!rows) continue;
+    rows->transposed = turned;
+    return rows;
+  }
+  return std::nullopt;
+}
+
+// VariableVersion is one pointer to a shared counter, which it does not show.
+bool is_same_counter(const c10::VariableVersion& a, const c10::VariableVersion& b) {
+  static_assert(sizeof(c10::VariableVersion) == sizeof(void*));
+  return std::memcmp(&a, &b, sizeof(a)) == 0;  // NOLINT(bugprone-suspicious-memory-comparison)
+}
+
+// Rows [begin, begin + count) of the float value. Few rows are decoded without the others.
+at::Tensor decode_range(const WeightCodes& codes, std::int64_t begin, std::int64_t count,
+                        at::ScalarType dtype) {
+  if (count == codes.rows()) return decode_weight(codes, dtype);
+  if (2 * count > codes.rows()) return decode_weight(codes, dtype).narrow(0, begin, count);
+  const auto options = at::dtype(at::kLong).device(codes.data.device());
+  return decode_rows(codes, at::arange(begin, begin + count, options), dtype);
+}
+
+// The float value of the elements that `geometry` shows.
+at::Tensor decode_view(const WeightCodes& codes, const Geometry& geometry, at::ScalarType dtype) {
+  if (c10::multiply_integers(geometry.sizes) == 0) {
+    return at::empty(geometry.sizes, at::dtype(dtype).device(codes.data.device()));
+  }
+  const std::int64_t row = codes.row_length();
+  const std::int64_t begin = geometry.offset / row;
+  const std::int64_t end = (geometry.extent() - 1) / row + 1;
+  const at::Tensor flat = decode_range(codes, begin, end - begin, dtype).contiguous().flatten();
+  return flat.as_strided(geometry.sizes, geometry.strides,
+                         flat.storage_offset() + geometry.offset - begin * row);
 }
 
 }  // namespace
@@ -48,34 +80,78 @@ at::IntArrayRef WeightCell::sizes() const {
 
 at::Device WeightCell::device() const { return live() ? latent_.device() : codes_->data.device(); }
 
-WeightCell::CacheKey WeightCell::cache_key(std::uint32_t outer_version) const {
-  return {outer_version, latent_._version(), latent_.const_data_ptr()};
+WeightCell::CacheKey WeightCell::cache_key() const {
+  return {latent_._version(), latent_.const_data_ptr()};
 }
 
-std::shared_ptr<const WeightCodes> WeightCell::codes(std::optional<std::uint32_t> outer_version) {
+std::shared_ptr<const WeightCodes> WeightCell::codes() {
   std::lock_guard lock(mutex_);
-  if (!live()) return codes_;
-  if (outer_version && codes_ && cached_for_ == cache_key(*outer_version)) return codes_;
+  if (!live()) {
+    lost_write_ = views_were_written() || lost_write_;
+    TORCH_CHECK(!lost_write_, "[quantal] a view of a frozen weight of shape ", sizes(),
+                " was written; frozen weights hold codes that such a write cannot change. Use "
+                "copy_(), or write before freeze()");
+    return codes_;
+  }
+  const bool written = views_were_written() || has_unwatched_view_;
+  if (!written && codes_ && cached_for_ == cache_key()) return codes_;
   // The cache outlives an InferenceMode in which it is filled.
   c10::InferenceMode normal(false);
   at::AutoDispatchBelowADInplaceOrView below;
-  auto fresh = std::make_shared<const WeightCodes>(quantize(latent_, *scheme_));
-  if (!outer_version) return fresh;
-  cached_for_ = cache_key(*outer_version);
-  return codes_ = std::move(fresh);
+  const CacheKey key = cache_key();
+  codes_ = std::make_shared<const WeightCodes>(quantize(latent_, *scheme_));
+  cached_for_ = key;
+  return codes_;
 }
 
-void WeightCell::set_codes(std::shared_ptr<const WeightCodes> codes) {
+void WeightCell::freeze(std::shared_ptr<const WeightCodes> codes) {
   std::lock_guard lock(mutex_);
   codes_ = std::move(codes);
   latent_ = at::Tensor();
   cached_for_.reset();
+  views_were_written();
 }
 
-void WeightCell::seed_cache(std::shared_ptr<const WeightCodes> codes, std::uint32_t outer_version) {
+void WeightCell::replace_codes(std::shared_ptr<const WeightCodes> codes) {
   std::lock_guard lock(mutex_);
   codes_ = std::move(codes);
-  cached_for_ = cache_key(outer_version);
+  lost_write_ = false;
+  // The operation moves the version after its kernel returned.
+  for (Watched& watched : watched_) watched.seen.reset();
+}
+
+void WeightCell::seed_cache(std::shared_ptr<const WeightCodes> codes) {
+  std::lock_guard lock(mutex_);
+  codes_ = std::move(codes);
+  cached_for_ = cache_key();
+}
+
+void WeightCell::watch(const c10::VariableVersion& counter) {
+  std::lock_guard lock(mutex_);
+  if (!counter.enabled()) {
+    has_unwatched_view_ = true;
+    return;
+  }
+  for (const Watched& watched : watched_) {
+    if (is_same_counter(watched.counter, counter)) return;
+  }
+  watched_.push_back({counter, counter.current_version()});
+}
+
+// Since it was last asked. Forgets counters that nobody else has any more.
+bool WeightCell::views_were_written() {
+  if (watched_.empty()) return false;
+  bool written = false;
+  std::vector<Watched> kept;
+  for (Watched& watched : watched_) {
+    const bool last = watched.counter.unique();
+    const std::uint32_t version = watched.counter.current_version();
+    written = written || version != watched.seen.value_or(version);
+    watched.seen = version;
+    if (!last) kept.push_back(std::move(watched));
+  }
+  watched_ = std::move(kept);
+  return written;
 }
 
 Geometry Geometry::of(const at::Tensor& t) {
@@ -99,9 +175,8 @@ QTensorImpl::QTensorImpl(std::shared_ptr<WeightCell> cell, const Geometry& geome
     : c10::TensorImpl(c10::DispatchKeySet(c10::DispatchKey::PrivateUse3),
                       at::scalarTypeToTypeMeta(dtype), cell->device()),
       weight(std::move(cell)) {
-  set_storage_access_should_throw();
+  refuse_memory_access();
   set_geometry(geometry);
-  if (!weight->live()) accepted_version = 0;
 }
 
 QTensorImpl::QTensorImpl(std::shared_ptr<ActivationCell> cell, const Geometry& geometry,
@@ -110,7 +185,7 @@ QTensorImpl::QTensorImpl(std::shared_ptr<ActivationCell> cell, const Geometry& g
                       at::scalarTypeToTypeMeta(dtype),
                       (cell->codes.defined() ? cell->codes : cell->value).device()),
       activation(std::move(cell)) {
-  set_storage_access_should_throw();
+  refuse_memory_access();
   set_geometry(geometry);
 }
 
@@ -123,7 +198,7 @@ c10::intrusive_ptr<QTensorImpl> QTensorImpl::shallow_copy() const {
   const Geometry geometry{sizes().vec(), strides().vec(), storage_offset()};
   auto copy = weight ? c10::make_intrusive<QTensorImpl>(weight, geometry, dtype)
                      : c10::make_intrusive<QTensorImpl>(activation, geometry, dtype);
-  copy->accepted_version = accepted_version.load();
+  copy->transposed = transposed;
   return copy;
 }
 
@@ -132,7 +207,6 @@ c10::intrusive_ptr<c10::TensorImpl> QTensorImpl::shallow_copy_and_detach(
   auto copy = shallow_copy();
   copy_tensor_metadata(this, copy.get(), version, allow_metadata_change);
   copy->refresh_numel();
-  if (version.enabled()) copy->accepted_version = version.current_version();
   return copy;
 }
 
@@ -144,18 +218,27 @@ c10::intrusive_ptr<c10::TensorImpl> QTensorImpl::shallow_copy_and_detach(
 
 void QTensorImpl::shallow_copy_from(const c10::intrusive_ptr<c10::TensorImpl>& other) {
   auto* source = dynamic_cast<QTensorImpl*>(other.get());
-  TORCH_CHECK(source, "[quantal] expected quantized data for a quantized tensor");
+  if (!source) {
+    // `weight.data = floats`: the latent takes the values.
+    TORCH_CHECK(weight && weight->live(),
+                "[quantal] expected quantized data for a quantized tensor");
+    at::AutoDispatchBelowADInplaceOrView below;
+    weight->latent().copy_(at::Tensor(other));
+    weight->latent().unsafeGetTensorImpl()->bump_version();
+    return;
+  }
   weight = source->weight;
   activation = source->activation;
+  transposed = source->transposed;
   copy_tensor_metadata(source, this, version_counter(), allow_tensor_metadata_change());
-  accepted_version = is_inference() ? -1 : static_cast<std::int64_t>(version_counter().current_version());
-  if (!weight || weight->live()) return;
+  if (!weight || !weight->scheme()) return;
   // This is how Module::to(dtype) changes a weight for good: its scales follow where they can.
-  const auto codes = weight->codes(std::nullopt);
+  const auto codes = weight->codes();
   const at::ScalarType dtype = c10::typeMetaToScalarType(this->dtype());
   if (codes->scale.scalar_type() == dtype) return;
-  auto cell = std::make_shared<WeightCell>(
-      weight->scheme(), std::make_shared<const WeightCodes>(round_scales(*codes, dtype)));
+  auto rounded = std::make_shared<const WeightCodes>(round_scales(*codes, dtype));
+  if (weight->live()) return weight->seed_cache(std::move(rounded));
+  auto cell = std::make_shared<WeightCell>(weight->scheme(), std::move(rounded));
   cell->layer = weight->layer;
   weight = std::move(cell);
 }
@@ -164,6 +247,13 @@ void QTensorImpl::release_resources() {
   weight.reset();
   activation.reset();
   c10::TensorImpl::release_resources();
+}
+
+void QTensorImpl::refuse_memory_access() {
+  set_storage_access_should_throw();
+  extra_meta_ = std::make_unique<c10::ExtraMeta>();
+  extra_meta_->custom_data_ptr_error_msg_ =
+      "Cannot access the memory of a quantized tensor: quantal::dequantize() it first";
 }
 
 const char* QTensorImpl::tensorimpl_type_name() const {
@@ -193,26 +283,46 @@ at::Tensor make_float_activation(const at::Tensor& value, std::shared_ptr<LayerS
 
 std::optional<at::Tensor> make_alias(const at::Tensor& base, const Geometry& geometry) {
   QTensorImpl* impl = impl_of(base);
-  if (impl->weight && !as_rows(geometry, impl->weight->sizes())) return std::nullopt;
-  if (impl->activation && c10::multiply_integers(geometry.sizes) > 0) {
+  std::optional<RowRange> rows;
+  std::int64_t length = 0;
+  if (impl->weight) {
+    rows = as_rows(geometry, impl->weight->sizes(), impl->transposed);
+    const bool flat = !impl->weight->live() || impl->weight->latent().is_contiguous();
+    if (!rows && !flat) return std::nullopt;
+    length = c10::multiply_integers(impl->weight->sizes());
+  } else {
     const ActivationCell& cell = *impl->activation;
-    const std::int64_t length = (cell.codes.defined() ? cell.codes : cell.value).numel();
-    TORCH_CHECK(geometry.extent() <= length, "[quantal] a view of sizes ", geometry.sizes,
-                ", strides ", geometry.strides, " and offset ", geometry.offset,
-                " is out of bounds for an activation of ", length, " elements");
+    length = (cell.codes.defined() ? cell.codes : cell.value).numel();
   }
+  TORCH_CHECK(c10::multiply_integers(geometry.sizes) == 0 || geometry.extent() <= length,
+              "[quantal] a view of sizes ", geometry.sizes, ", strides ", geometry.strides,
+              " and offset ", geometry.offset, " is out of bounds for a quantized tensor of ",
+              length, " elements");
   ViewGuard guard(base);
   auto alias = impl->shallow_copy();
   alias->set_geometry(geometry);
+  alias->transposed = rows && rows->transposed;
   return at::Tensor(std::move(alias));
 }
 
-RowRange rows_of(const at::Tensor& weight) {
-  const auto rows = as_rows(Geometry::of(weight), impl_of(weight)->weight->sizes());
-  if (rows) return *rows;
-  // Only shapes without elements get here: every alias was made from a row range.
-  return {weight.sizes() != impl_of(weight)->weight->sizes(), 0,
-          impl_of(weight)->weight->sizes()[0]};
+at::Tensor make_transposed(const at::Tensor& base) {
+  const Geometry geometry = swapped(Geometry::of(base));
+  at::Tensor alias = *make_alias(base, geometry);
+  if (!is_weight(base)) return alias;
+  const at::IntArrayRef cell = impl_of(base)->weight->sizes();
+  const auto rows = as_rows(geometry, cell, !impl_of(base)->transposed);
+  impl_of(alias)->transposed = rows && rows->transposed;
+  return alias;
+}
+
+std::optional<RowRange> rows_of(const at::Tensor& weight) {
+  const QTensorImpl* impl = impl_of(weight);
+  return as_rows(Geometry::of(weight), impl->weight->sizes(), impl->transposed);
+}
+
+bool shows_whole_cell(const at::Tensor& weight) {
+  const auto rows = rows_of(weight);
+  return rows && !rows->transposed && rows->count == impl_of(weight)->weight->sizes()[0];
 }
 
 at::Tensor select_rows(const at::Tensor& full, const RowRange& rows) {
@@ -222,17 +332,7 @@ at::Tensor select_rows(const at::Tensor& full, const RowRange& rows) {
 }
 
 std::shared_ptr<const WeightCodes> weight_codes(const at::Tensor& weight) {
-  QTensorImpl* impl = impl_of(weight);
-  const auto version = version_of(weight);
-  if (!impl->weight->live() && version) {
-    std::int64_t accepted = impl->accepted_version;
-    if (accepted < 0) impl->accepted_version = accepted = *version;
-    TORCH_CHECK(accepted == *version,
-                "[quantal] a view of a frozen weight of shape ", weight.sizes(),
-                " was written; frozen weights hold codes that such a write cannot change. "
-                "Use copy_(), or write before freeze()");
-  }
-  return impl->weight->codes(version);
+  return impl_of(weight)->weight->codes();
 }
 
 at::Tensor activation_codes(const at::Tensor& t) {
@@ -246,17 +346,25 @@ at::Tensor quantized_value(const at::Tensor& t) {
     if (!cell.codes.defined()) return Geometry::of(t).view_of(cell.value).to(t.scalar_type());
     return activation_codes(t).to(at::kFloat).mul_(cell.scale).to(t.scalar_type());
   }
-  if (!impl->weight->scheme()) return float_value(t);
+  if (!impl->weight->scheme()) return latent_of(t);
   const auto codes = weight_codes(t);
-  return select_rows(decode_weight(*codes, t.scalar_type()), rows_of(t));
+  const auto rows = rows_of(t);
+  if (!rows) return decode_view(*codes, Geometry::of(t), t.scalar_type());
+  const at::Tensor part = decode_range(*codes, rows->begin, rows->count, t.scalar_type());
+  return rows->transposed ? part.t() : part;
 }
 
 at::Tensor float_value(const at::Tensor& t) {
   const QTensorImpl* impl = impl_of(t);
-  if (impl->weight && impl->weight->live()) {
-    return select_rows(impl->weight->latent().alias(), rows_of(t));
-  }
-  return quantized_value(t);
+  return impl->weight && impl->weight->live() ? latent_of(t) : quantized_value(t);
+}
+
+at::Tensor latent_of(const at::Tensor& t) {
+  const at::Tensor latent = impl_of(t)->weight->latent().alias();
+  if (const auto rows = rows_of(t)) return select_rows(latent, *rows);
+  const Geometry geometry = Geometry::of(t);
+  return latent.as_strided(geometry.sizes, geometry.strides,
+                           latent.storage_offset() + geometry.offset);
 }
 
 void materialize(const at::Tensor& activation) {

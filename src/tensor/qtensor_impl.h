@@ -1,10 +1,10 @@
 #pragma once
 
-#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <tuple>
+#include <utility>
+#include <vector>
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -33,26 +33,39 @@ class WeightCell {
   at::IntArrayRef sizes() const;
   at::Device device() const;
 
-  /// The codes; those of a live weight are made anew when it changed. `outer_version`: the version
-  /// of the handle that asks, which writes through views move and the latent's own does not;
-  /// unset: never cached. Precondition: scheme().
-  std::shared_ptr<const WeightCodes> codes(std::optional<std::uint32_t> outer_version);
-  /// Turns the cell into a frozen one, or replaces a frozen cell's codes.
-  void set_codes(std::shared_ptr<const WeightCodes> codes);
+  /// The codes; those of a live weight are made anew when it changed. Raises where a float view of
+  /// a frozen weight was written. Precondition: scheme().
+  std::shared_ptr<const WeightCodes> codes();
+  /// Turns the cell into a frozen one.
+  void freeze(std::shared_ptr<const WeightCodes> codes);
+  /// Replaces a frozen cell's codes, as part of an in-place operation on the weight.
+  void replace_codes(std::shared_ptr<const WeightCodes> codes);
   /// Gives a live cell codes that hold until its latent is written.
-  void seed_cache(std::shared_ptr<const WeightCodes> codes, std::uint32_t outer_version);
+  void seed_cache(std::shared_ptr<const WeightCodes> codes);
+  /// A float view of the weight went out through a tensor with this version counter: writes to the
+  /// view move that counter and no other.
+  void watch(const c10::VariableVersion& counter);
 
   std::shared_ptr<LayerState> layer;
 
  private:
-  using CacheKey = std::tuple<std::uint32_t, std::uint32_t, const void*>;
-  CacheKey cache_key(std::uint32_t outer_version) const;
+  using CacheKey = std::pair<std::uint32_t, const void*>;
+  struct Watched {
+    c10::VariableVersion counter;
+    std::optional<std::uint32_t> seen;  ///< unset: whatever it is when next looked at
+  };
+
+  CacheKey cache_key() const;
+  bool views_were_written();
 
   std::optional<WeightScheme> scheme_;
   at::Tensor latent_;
   std::mutex mutex_;
   std::shared_ptr<const WeightCodes> codes_;
   std::optional<CacheKey> cached_for_;
+  std::vector<Watched> watched_;
+  bool has_unwatched_view_ = false;  ///< made under InferenceMode, where nothing counts versions
+  bool lost_write_ = false;
 };
 
 /// What an activation is, shared by every alias of it: `codes` or, after a write that codes cannot
@@ -85,7 +98,7 @@ struct Geometry {
   friend bool operator==(const Geometry&, const Geometry&) = default;
 };
 
-/// What a weight alias shows: rows [begin, begin + count) of its cell, maybe transposed.
+/// Rows [begin, begin + count) of a weight's cell, maybe transposed.
 struct RowRange {
   bool transposed = false;
   std::int64_t begin = 0;
@@ -100,8 +113,8 @@ struct QTensorImpl final : c10::TensorImpl {
 
   std::shared_ptr<WeightCell> weight;
   std::shared_ptr<ActivationCell> activation;
-  /// Frozen weights: the version up to which writes are accounted for; -1: whatever comes next.
-  std::atomic<std::int64_t> accepted_version = -1;
+  /// Tells a 1 x 1 weight from its transpose.
+  bool transposed = false;
 
   void set_geometry(const Geometry& geometry);
   c10::intrusive_ptr<QTensorImpl> shallow_copy() const;
@@ -114,6 +127,10 @@ struct QTensorImpl final : c10::TensorImpl {
   void release_resources() override;
   /// Ends the sentence of torch's storage errors ("Cannot access storage of …").
   const char* tensorimpl_type_name() const override;
+
+ private:
+  /// Makes torch's errors about storage and data pointers say what to do instead.
+  void refuse_memory_access();
 };
 
 inline bool is_qtensor(const at::Tensor& t) {
@@ -149,15 +166,20 @@ at::Tensor make_activation(std::shared_ptr<ActivationCell> cell, const Geometry&
 /// An activation over a dense float `value`, which it takes over.
 at::Tensor make_float_activation(const at::Tensor& value, std::shared_ptr<LayerState> traced,
                                  std::shared_ptr<LayerState> pending);
-/// An alias of `base` that shows `geometry` of its cell; nothing where a weight cannot show it.
+/// An alias of `base` that shows `geometry` of its cell. Nothing for a live weight whose latent is not
+/// contiguous, other than ranges of its rows.
 std::optional<at::Tensor> make_alias(const at::Tensor& base, const Geometry& geometry);
+/// `base`, a matrix, as its transpose.
+at::Tensor make_transposed(const at::Tensor& base);
 
-/// The rows that a weight shows.
-RowRange rows_of(const at::Tensor& weight);
+/// The rows that a weight shows; nothing where it is another view of its cell.
+std::optional<RowRange> rows_of(const at::Tensor& weight);
+/// True for a weight that shows all rows of its cell, not transposed.
+bool shows_whole_cell(const at::Tensor& weight);
 /// `full` (all rows of the weight's cell) as the alias `weight` shows it.
 at::Tensor select_rows(const at::Tensor& full, const RowRange& rows);
 
-/// The codes of a weight (all rows), checked against lost writes. Precondition: it has a scheme.
+/// The codes of a weight (all rows). Precondition: it has a scheme.
 std::shared_ptr<const WeightCodes> weight_codes(const at::Tensor& weight);
 /// The elements of the activation's codes that `t` shows. Precondition: not materialized.
 at::Tensor activation_codes(const at::Tensor& t);
@@ -167,6 +189,8 @@ at::Tensor activation_codes(const at::Tensor& t);
 at::Tensor quantized_value(const at::Tensor& t);
 /// What every other operation reads: the latent of live weights, else the same.
 at::Tensor float_value(const at::Tensor& t);
+/// The latent as the live weight `t` shows it.
+at::Tensor latent_of(const at::Tensor& t);
 /// Replaces codes by their float value, for every alias: writes now go to that value.
 void materialize(const at::Tensor& activation);
 

@@ -18,7 +18,9 @@ OptionalTensor dequantize_ste(const OptionalTensor& t) {
 
 // torch::nn::Linear hands addmm and matmul its weight transposed.
 bool is_transposed_weight(const at::Tensor& t) {
-  return is_weight(t) && t.dim() == 2 && rows_of(t).transposed;
+  if (!is_weight(t) || t.dim() != 2) return false;
+  const auto rows = rows_of(t);
+  return rows && rows->transposed;
 }
 
 // Other operands' dtypes follow the activation's, as they do inside a linear.
@@ -31,6 +33,8 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
   TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == weight.size(1),
                     "[quantal::linear] expected input of shape (…, ", weight.size(1),
                     ") for a weight of shape (out, in) = ", weight.sizes(), ", got ", x.sizes());
+  TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()) || x.is_complex(),
+                    "[quantal::linear] expected a floating-point input, got ", x.scalar_type());
   const auto layer = layer_of(weight);
   const at::Tensor input = prepare_input(layer, x, TokenAxis::kLastDim);
   return finish_output(layer, linear_ste(input, weight, bias), bias_follows);
@@ -40,7 +44,7 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
   const at::Tensor added = bias ? dequantize_ste(*bias) : at::Tensor();
-  if (is_weight(weight) && weight.dim() == 2 && !rows_of(weight).transposed) {
+  if (is_weight(weight) && weight.dim() == 2 && !is_transposed_weight(weight)) {
     return quantized_linear(x, weight, added, /*bias_follows=*/false);
   }
   return at::linear(dequantize_ste(x), dequantize_ste(weight), added);
@@ -117,14 +121,7 @@ at::Tensor layer_norm(const at::Tensor& x, c10::SymIntArrayRef normalized_shape,
 at::Tensor transpose_matrix(const at::Tensor& t) {
   TORCH_CHECK(t.dim() <= 2, "t() expects a tensor with <= 2 dimensions, but self is ", t.dim(),
               "D");
-  Geometry geometry = Geometry::of(t);
-  if (t.dim() == 2) {
-    std::swap(geometry.sizes[0], geometry.sizes[1]);
-    std::swap(geometry.strides[0], geometry.strides[1]);
-  }
-  if (auto alias = make_alias(t, geometry)) return *alias;
-  ViewGuard guard(t);
-  return float_value(t).t();
+  return t.dim() == 2 ? make_transposed(t) : *make_alias(t, Geometry::of(t));
 }
 
 }  // namespace quantal

@@ -123,7 +123,7 @@ TEST(Demo, a_reduced_run_writes_models_results_and_plot) {
   const ScratchFolder folder;
   const std::filesystem::path out = folder / "made" / "here";
   const Finished run = run_demo(
-      "--limit 4000 --epochs 1 --batch-size 32 --seed 1 --threads 2 --out " + out.string());
+      "--limit 3000 --epochs 1 --batch-size 32 --seed 1 --threads 1 --out " + out.string());
   ASSERT_EQ(run.code, 0) << run.output;
   for (const char* text :
        {"Fashion-MNIST", "not calibrated", "ACCURACY %", "FILE BYTES", "qint8 static", "float8"}) {
@@ -131,7 +131,7 @@ TEST(Demo, a_reduced_run_writes_models_results_and_plot) {
   }
   const auto results = read_results(out / "results.json");
   expect_sane(results, out);
-  expect_files_hold_the_models(results, out, load_dataset(kData, 4000).test);
+  expect_files_hold_the_models(results, out, load_dataset(kData, 3000).test);
   expect_png(out / "results.png");
 }
 

@@ -16,15 +16,16 @@ class NetImpl : public torch::nn::Cloneable<NetImpl> {
 
   void reset() override {
     using torch::nn::Conv2dOptions;
-    conv1 = register_module("conv1", torch::nn::Conv2d(Conv2dOptions(1, 32, 3).padding(1)));
-    conv2 = register_module("conv2", torch::nn::Conv2d(Conv2dOptions(32, 64, 3).padding(1)));
+    conv1 = register_module("conv1", torch::nn::Conv2d(Conv2dOptions(1, 16, 3).padding(1)));
+    conv2 = register_module("conv2", torch::nn::Conv2d(Conv2dOptions(16, 64, 3).padding(1)));
     linear1 = register_module("linear1", torch::nn::Linear(64 * 7 * 7, 128));
     linear2 = register_module("linear2", torch::nn::Linear(128, kClasses));
   }
 
   torch::Tensor forward(torch::Tensor x) {
-    x = torch::max_pool2d(torch::relu(conv1(x)), 2);
-    x = torch::max_pool2d(torch::relu(conv2(x)), 2);
+    // Pooling first leaves relu a quarter of the work, and the result is the same.
+    x = torch::relu(torch::max_pool2d(conv1(x), 2));
+    x = torch::relu(torch::max_pool2d(conv2(x), 2));
     x = torch::relu(linear1(x.flatten(1)));
     return linear2(x);
   }
