@@ -30,6 +30,10 @@ std::string layer_name(const ModuleEntry& entry, const Slot& slot);
 /// 10·log10(Σw² / Σ(w − ŵ)²) of a live weight; of a frozen one as noted when it was frozen.
 std::optional<double> weight_snr_db(const at::Tensor& weight);
 
+/// Whether something besides the model, whose `handles` to it are known, holds a float weight that
+/// is to be replaced: an optimizer that was made before would go on stepping it.
+bool is_held_outside(const at::Tensor& weight, size_t handles);
+
 /// The layer state for a weight of `entry`, without scales.
 std::shared_ptr<LayerState> new_layer(const ModuleEntry& entry, const Slot& slot,
                                       std::optional<QType> activations);

@@ -38,6 +38,7 @@ class Loading {
     for (const ModuleEntry& entry : modules_) {
       for (const Slot& slot : entry.slots) {
         names_[slot.tensor.unsafeGetTensorImpl()].push_back(entry.key(slot));
+        handles_[slot.tensor.unsafeGetTensorImpl()] += static_cast<size_t>(slot.handles) + 1;
       }
     }
   }
@@ -195,25 +196,27 @@ class Loading {
       check(scheme->quantizer != nullptr, "tensor '", key, "' is not frozen, and its quantizer '",
             record.quantizer, "' is not known");
     }
-    const auto layer = layer_from(entry, slot, record);
     const auto made = weights_.find(key);
-    if (made != weights_.end()) return replace_by(slot, made->second);
+    if (made != weights_.end()) return share_weight(entry, slot, key, record, made->second);
     const bool is_float = !cell_of(slot);
+    check(
+        !is_float || !is_held_outside(slot.tensor, handles_.at(slot.tensor.unsafeGetTensorImpl())),
+        "something outside the model holds '", key,
+        "'. An optimizer built before would go on "
+        "stepping the float weight: build it afterwards");
     const at::Tensor live = is_float ? make_live_weight(slot.tensor, scheme) : slot.tensor;
     weights_[key] = live;
-    steps_.push_back([live, value, layer] {
+    steps_.push_back([live, value] {
       at::NoGradGuard no_grad;
       live.copy_(value);
-      impl_of(live)->weight->layer = layer;
     });
-    if (is_float) replace_by(slot, live);
+    share_weight(entry, slot, key, record, live);
   }
 
   void plan_frozen(const ModuleEntry& entry, const Slot& slot, const std::string& key,
                    const WeightRecord& record) {
-    const auto layer = layer_from(entry, slot, record);
     if (const auto made = weights_.find(key); made != weights_.end()) {
-      return replace_by(slot, made->second);
+      return share_weight(entry, slot, key, record, made->second);
     }
     const PartKeys keys = part_keys(key, record.weights->is_affine());
     const at::Tensor data = part(keys.data), scale = part(keys.scale);
@@ -227,13 +230,22 @@ class Loading {
     WeightScheme scheme{*record.weights, record.group_size, find_quantizer(record.quantizer)};
     if (!scheme.quantizer) scheme.quantizer = default_quantizer(scheme.qtype);
     auto cell = std::make_shared<WeightCell>(scheme, impl_of(checked)->weight->codes());
-    cell->layer = layer;
     weights_[key] = make_weight(std::move(cell), slot.tensor.scalar_type());
-    replace_by(slot, weights_[key]);
+    share_weight(entry, slot, key, record, weights_[key]);
   }
 
-  void replace_by(const Slot& slot, const at::Tensor& weight) {
+  // Puts a weight in one of its slots. Its layer state is that of the first owner that computes
+  // with activations, else of the first.
+  void share_weight(const ModuleEntry& entry, const Slot& slot, const std::string& key,
+                    const WeightRecord& record, const at::Tensor& weight) {
     if (!slot.tensor.is_same(weight)) steps_.push_back([&slot, weight] { slot.replace(weight); });
+    const bool computes = entry.kind != ModuleKind::kWeighted;
+    const auto [owner, is_first] = layer_owners_.try_emplace(key, computes);
+    if (!is_first && (owner->second || !computes)) return;
+    owner->second = computes;
+    steps_.push_back([weight, layer = layer_from(entry, slot, record)] {
+      impl_of(weight)->weight->layer = layer;
+    });
   }
 
   // Undefined, and noted as missing, where the file has no such part.
@@ -282,9 +294,11 @@ class Loading {
   ForeignMap foreign_;
   std::vector<ModuleEntry> modules_;
   std::map<const c10::TensorImpl*, std::vector<std::string>> names_;
+  std::map<const c10::TensorImpl*, size_t> handles_;
   std::map<const c10::TensorImpl*, std::string> sources_;  // of the model's tensors: their keys
   std::map<std::string, const Slot*> first_slots_;         // by key of the file
   std::map<std::string, at::Tensor> weights_;              // new quantized weights, by key
+  std::map<std::string, bool> layer_owners_;               // by key: whether one computes
   std::vector<std::string> missing_;
   std::vector<std::function<void()>> steps_;
 };

@@ -215,15 +215,14 @@ class Quantization {
   void check_outside_handles(const Owners& layers) const {
     if (options_.ignore_outside_handles) return;
     const at::Tensor& weight = layers.front().slot->tensor;
-    // A graph that is still there holds the weight as the place where gradients arrive.
-    size_t known = torch::autograd::impl::try_get_grad_accumulator(weight) ? 1 : 0;
+    size_t known = 0;
     for (const Layer& layer : layers) known += static_cast<size_t>(layer.slot->handles) + 1;
     if (optimizer_ != nullptr) {
       for (const auto& group : optimizer_->param_groups()) {
         for (const at::Tensor& parameter : group.params()) known += parameter.is_same(weight);
       }
     }
-    TORCH_CHECK_VALUE(weight.use_count() <= known,
+    TORCH_CHECK_VALUE(!is_held_outside(weight, known),
                       "[quantal::quantize] something outside the "
                       "model holds '",
                       layers.front().entry->key(*layers.front().slot),
@@ -264,6 +263,12 @@ class Quantization {
 };
 
 }  // namespace
+
+bool is_held_outside(const at::Tensor& weight, size_t handles) {
+  // A graph that is still there holds the weight as the place where gradients arrive.
+  if (torch::autograd::impl::try_get_grad_accumulator(weight)) ++handles;
+  return weight.use_count() > handles;
+}
 
 Report quantize(const Model& model, const QuantizeOptions& options) {
   return Quantization(model, options, nullptr).run();

@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <map>
+#include <set>
 
 #include "model/checkpoint_map.h"
 #include "model/layers.h"
@@ -17,21 +18,21 @@ class Saving {
  public:
   void add(const ModuleEntry& entry, const Slot& slot) {
     const std::string key = entry.key(slot);
+    const auto cell = cell_of(slot);
     const auto [first, is_new] = written_.try_emplace(slot.tensor.unsafeGetTensorImpl(), key);
     if (!is_new) {
       map_.aliases[key] = first->second;
-      return;
+    } else if (cell) {
+      check_whole(key, slot.tensor, *cell);
+      add_weight(key, slot.tensor, *cell);
+    } else {
+      add_tensor(key, slot.tensor);
     }
-    const auto cell = cell_of(slot);
-    if (!cell) return add_tensor(key, slot.tensor);
-    TORCH_CHECK_VALUE(slot.tensor.sizes() == cell->sizes(), "[quantal::save] '", key,
-                      "': expected a whole weight of shape ", cell->sizes(),
-                      ", got a part of shape ", slot.tensor.sizes());
-    add_weight(key, slot.tensor, *cell);
-    if (cell->layer && entry.kind != ModuleKind::kWeighted) {
-      add_scale(scale_key(entry, slot, Edge::kInput), cell->layer->input_scale);
-      add_scale(scale_key(entry, slot, Edge::kOutput), cell->layer->output_scale);
-    }
+    // Of all that share a weight, the first that computes with activations names the scales.
+    if (!cell || !cell->layer || entry.kind == ModuleKind::kWeighted) return;
+    if (!scaled_.insert(cell.get()).second) return;
+    add_scale(scale_key(entry, slot, Edge::kInput), cell->layer->input_scale);
+    add_scale(scale_key(entry, slot, Edge::kOutput), cell->layer->output_scale);
   }
 
   void write(const std::string& path, const std::map<std::string, LayerTypes>& layers) const {
@@ -39,6 +40,13 @@ class Saving {
   }
 
  private:
+  static void check_whole(const std::string& key, const at::Tensor& tensor,
+                          const WeightCell& cell) {
+    TORCH_CHECK_VALUE(tensor.sizes() == cell.sizes(), "[quantal::save] '", key,
+                      "': expected a whole weight of shape ", cell.sizes(),
+                      ", got a part of shape ", tensor.sizes());
+  }
+
   void add_weight(const std::string& key, const at::Tensor& tensor, WeightCell& cell) {
     WeightRecord record;
     record.shape = tensor.sizes().vec();
@@ -88,6 +96,7 @@ class Saving {
 
   CheckpointMap map_;
   std::map<const c10::TensorImpl*, std::string> written_;
+  std::set<const WeightCell*> scaled_;
   std::vector<at::Tensor> kept_;
   std::vector<safetensors::TensorView> views_;
 };

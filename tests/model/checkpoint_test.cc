@@ -464,6 +464,43 @@ TEST(Checkpoint, shared_weights_are_stored_once_and_stay_shared) {
   }
 }
 
+TEST(Checkpoint, shared_weights_keep_the_scales_of_the_layer_that_has_them) {
+  for (const bool frozen : {true, false}) {
+    Scratch scratch;
+    Tied model(true);
+    const at::Tensor ids = torch::arange(50);
+    quantize(model, {.weights = qint8, .activations = qint8});
+    {
+      Calibration calibration(model);
+      model->forward(ids);
+    }
+    if (frozen) freeze(model);
+    save(model, scratch.path());
+    for (const bool tie : {true, false}) {
+      Tied fresh(tie);
+      requantize(fresh, scratch.path());
+      EXPECT_TRUE(at::equal(quantal::dequantize(model->forward(ids)),
+                            quantal::dequantize(fresh->forward(ids))));
+      save(fresh, scratch.path("again"));
+      EXPECT_EQ(slurp(scratch.path()), slurp(scratch.path("again")));
+    }
+  }
+}
+
+TEST(Checkpoint, an_optimizer_made_before_is_noticed) {
+  Scratch scratch;
+  Net net = make_net();
+  quantize(net, {.weights = qint8});
+  save(net, scratch.path());
+  Net fresh = make_net(at::kFloat, 5);
+  torch::optim::SGD optimizer(fresh->parameters(), 0.1);
+  EXPECT_THAT(error_of([&] { requantize(fresh, scratch.path()); }), HasSubstr("optimizer"));
+  EXPECT_FALSE(is_quantized(fresh->fc1->weight));
+  freeze(net);
+  save(net, scratch.path());
+  requantize(fresh, scratch.path());
+}
+
 TEST(Checkpoint, a_tie_that_the_file_contradicts_is_an_error) {
   Scratch scratch;
   Tied apart(false), tied(true);

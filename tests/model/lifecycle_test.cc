@@ -23,16 +23,14 @@ struct MixedImpl : nn::Cloneable<MixedImpl> {
     conv = register_module("conv", nn::Conv2d(nn::Conv2dOptions(3, 4, 3).padding(1)));
     linear = register_module("linear", nn::Linear(64, 16));
     norm = register_module("norm", nn::LayerNorm(nn::LayerNormOptions({16})));
-    gru = register_module("gru", nn::GRU(16, 16));
+    gru = register_module("gru", nn::GRU(nn::GRUOptions(16, 16).batch_first(true)));
     attention = register_module("attention", nn::MultiheadAttention(16, 2));
     dropout = register_module("dropout", nn::Dropout(0.5));
     head = register_module("head", nn::Linear(16, 5));
   }
   at::Tensor forward(const at::Tensor& x) {
     at::Tensor y = norm(linear(torch::relu(conv(x)).flatten(2)));
-    // Contiguous: torch rounds a product with a strided input by whether its weight needs
-    // gradients.
-    y = std::get<0>(gru(y.transpose(0, 1).contiguous()));
+    y = std::get<0>(gru(y)).transpose(0, 1);
     y = std::get<0>(attention(y, y, y)).mean(0);
     return head(dropout(y));
   }

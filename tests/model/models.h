@@ -13,6 +13,8 @@
 /// What the tests of models share.
 namespace quantal {
 
+inline void PrintTo(const QType& qtype, std::ostream* out) { *out << qtype.name; }
+
 /// Whether `run` raises a ValueError whose message has `text`.
 template <typename Run>
 testing::AssertionResult raises_value_error(const Run& run, const std::string& text) {
