@@ -9,6 +9,7 @@
 
 #include "io/scratch.h"
 #include "model/checkpoint_file_edit.h"
+#include "model/checkpoint_models.h"
 
 namespace quantal {
 namespace {
@@ -16,60 +17,6 @@ namespace {
 using io::Scratch;
 using io::slurp;
 using testing::HasSubstr;
-
-// One of each: linear with and without bias, convolution, normalization with buffers.
-struct NetImpl : torch::nn::Module {
-  NetImpl() {
-    conv = register_module("conv", torch::nn::Conv2d(torch::nn::Conv2dOptions(3, 20, 3)));
-    norm = register_module("norm", torch::nn::BatchNorm2d(20));
-    fc1 = register_module("fc1", torch::nn::Linear(320, 24));
-    layer_norm =
-        register_module("layer_norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({24})));
-    fc2 = register_module("fc2", torch::nn::Linear(torch::nn::LinearOptions(24, 5).bias(false)));
-  }
-  torch::Tensor forward(torch::Tensor x) {
-    x = norm(torch::relu(conv(x))).flatten(1);
-    return fc2(layer_norm(torch::relu(fc1(x))));
-  }
-  torch::nn::Conv2d conv{nullptr};
-  torch::nn::BatchNorm2d norm{nullptr};
-  torch::nn::Linear fc1{nullptr}, fc2{nullptr};
-  torch::nn::LayerNorm layer_norm{nullptr};
-};
-TORCH_MODULE(Net);
-
-// libtorch has no call that exchanges or ties parameters.
-struct Parameters : torch::nn::Module {
-  static auto& of(torch::nn::Module& module) { return module.*(&Parameters::parameters_); }
-};
-
-Net make_net(at::ScalarType dtype = at::kFloat, int seed = 0) {
-  torch::manual_seed(seed);
-  Net net;
-  net->forward(torch::randn({4, 3, 6, 6}));  // the running statistics move
-  net->to(dtype);
-  net->eval();
-  return net;
-}
-
-at::Tensor images(at::ScalarType dtype = at::kFloat) {
-  torch::manual_seed(1);
-  return torch::randn({7, 3, 6, 6}).to(dtype);
-}
-
-at::Tensor run(Net& net, at::ScalarType dtype = at::kFloat) {
-  at::NoGradGuard no_grad;
-  return quantal::dequantize(net->forward(images(dtype)));
-}
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const c10::ValueError& error) {
-    return error.what_without_backtrace();
-  }
-  return "no ValueError";
-}
 
 // The names, kinds and values of a model's tensors, as text that two models can be compared by.
 std::string fingerprint(torch::nn::Module& module) {
@@ -355,13 +302,13 @@ TEST_P(DamagedCheckpoint, is_refused_and_leaves_the_model_as_it_was) {
 
   Net fresh = make_net(at::kFloat, 5);
   const std::string before = fingerprint(*fresh);
-  const std::string error = error_of([&] { requantize(fresh, scratch.path("damaged")); });
+  const std::string error = value_error_of([&] { requantize(fresh, scratch.path("damaged")); });
   for (const std::string& wanted : GetParam().wanted) EXPECT_THAT(error, HasSubstr(wanted));
   EXPECT_EQ(fingerprint(*fresh), before);
 
   // Nor does it harm a model that is quantized already.
   const std::string quantized = fingerprint(*net);
-  EXPECT_NE(error_of([&] { load(net, scratch.path("damaged")); }), "no ValueError");
+  EXPECT_NE(value_error_of([&] { load(net, scratch.path("damaged")); }), "no ValueError");
   EXPECT_EQ(fingerprint(*net), quantized);
 }
 
@@ -372,7 +319,7 @@ TEST(Checkpoint, a_model_of_another_dtype_is_refused) {
   freeze(net);
   save(net, scratch.path());
   Net fresh = make_net(at::kBFloat16, 5);
-  EXPECT_THAT(error_of([&] { requantize(fresh, scratch.path()); }),
+  EXPECT_THAT(value_error_of([&] { requantize(fresh, scratch.path()); }),
               testing::AllOf(HasSubstr("F32"), HasSubstr("BF16")));
 }
 
@@ -381,7 +328,7 @@ TEST(Checkpoint, a_model_without_memory_is_refused) {
   torch::nn::Linear linear(4, 4), meta(4, 4);
   save(linear, scratch.path());
   meta->weight = Parameters::of(*meta)["weight"] = torch::empty({4, 4}, torch::kMeta);
-  EXPECT_THAT(error_of([&] { load(meta, scratch.path()); }), HasSubstr("meta"));
+  EXPECT_THAT(value_error_of([&] { load(meta, scratch.path()); }), HasSubstr("meta"));
 }
 
 TEST(Checkpoint, a_missing_file_is_an_error_with_its_name) {
@@ -397,10 +344,10 @@ TEST(Checkpoint, load_wants_the_same_form) {
   save(net, scratch.path());
 
   Net plain = make_net(at::kFloat, 5);
-  EXPECT_THAT(error_of([&] { load(plain, scratch.path()); }), HasSubstr("requantize()"));
+  EXPECT_THAT(value_error_of([&] { load(plain, scratch.path()); }), HasSubstr("requantize()"));
   Net other = make_net(at::kFloat, 5);
   quantize(other, {.weights = qint4});
-  EXPECT_THAT(error_of([&] { load(other, scratch.path()); }), HasSubstr("another way"));
+  EXPECT_THAT(value_error_of([&] { load(other, scratch.path()); }), HasSubstr("another way"));
   Net same = make_net(at::kFloat, 5);
   quantize(same, {.weights = qint8});
   load(same, scratch.path());
@@ -419,7 +366,7 @@ TEST(Checkpoint, unfrozen_weights_load_into_the_tensors_that_an_optimizer_holds)
   EXPECT_TRUE(held.is_same(same->fc1->weight));
   EXPECT_TRUE(at::equal(run(net), run(same)));
   freeze(same);
-  EXPECT_THAT(error_of([&] { load(same, scratch.path()); }), HasSubstr("not frozen"));
+  EXPECT_THAT(value_error_of([&] { load(same, scratch.path()); }), HasSubstr("not frozen"));
 }
 
 TEST(Checkpoint, float_models_can_be_saved_too) {
@@ -494,7 +441,7 @@ TEST(Checkpoint, an_optimizer_made_before_is_noticed) {
   save(net, scratch.path());
   Net fresh = make_net(at::kFloat, 5);
   torch::optim::SGD optimizer(fresh->parameters(), 0.1);
-  EXPECT_THAT(error_of([&] { requantize(fresh, scratch.path()); }), HasSubstr("optimizer"));
+  EXPECT_THAT(value_error_of([&] { requantize(fresh, scratch.path()); }), HasSubstr("optimizer"));
   EXPECT_FALSE(is_quantized(fresh->fc1->weight));
   freeze(net);
   save(net, scratch.path());
@@ -505,90 +452,8 @@ TEST(Checkpoint, a_tie_that_the_file_contradicts_is_an_error) {
   Scratch scratch;
   Tied apart(false), tied(true);
   save(apart, scratch.path());
-  EXPECT_THAT(error_of([&] { load(tied, scratch.path()); }),
+  EXPECT_THAT(value_error_of([&] { load(tied, scratch.path()); }),
               testing::AllOf(HasSubstr("embedding.weight"), HasSubstr("head.weight")));
-}
-
-// Turns a file of ours into what optimum-quanto writes.
-EditableFile foreign_file(const QType& qtype, Net& net, Scratch& scratch) {
-  quantize(net, {.weights = qtype, .include = {"conv", "fc1", "fc2"}});
-  freeze(net);
-  save(net, scratch.path("ours"));
-  EditableFile file = EditableFile::read(scratch.path("ours"));
-  file.metadata.clear();
-  return file;
-}
-
-TEST_P(EveryQType, files_without_metadata_are_read_by_their_keys) {
-  Scratch scratch;
-  Net net = make_net(), fresh = make_net(at::kFloat, 5);
-  foreign_file(GetParam(), net, scratch).write(scratch.path());
-  requantize(fresh, scratch.path());
-  EXPECT_TRUE(at::equal(run(net), run(fresh)));
-}
-
-TEST_P(EveryQType, files_are_read_with_the_map_beside_them) {
-  Scratch scratch;
-  Net net = make_net(), fresh = make_net(at::kFloat, 5);
-  EditableFile file = foreign_file(GetParam(), net, scratch);
-  file.set("fc1.input_scale", {}, {0.5});
-  file.write(scratch.path());
-  EXPECT_THAT(error_of([&] { requantize(fresh, scratch.path()); }), HasSubstr("fc1.input_scale"));
-  const std::string types =
-      R"({"weights":")" + std::string(GetParam().name) + R"(","activations":)";
-  io::spit(scratch.path("quanto_qmap.json"), R"({"conv":)" + types + R"("none"},"fc1":)" + types +
-                                                 R"("qint8"},"fc2":)" + types + R"("none"}})");
-  requantize(fresh, scratch.path());
-  EXPECT_EQ(quantization_map(fresh).at("fc1").activations, "qint8");
-  for (const LayerReport& layer : report(fresh).layers) {
-    EXPECT_EQ(layer.input_scale, layer.name == "fc1" ? std::optional(0.5) : std::nullopt);
-  }
-}
-
-TEST(Checkpoint, a_map_that_contradicts_the_keys_is_an_error) {
-  Scratch scratch;
-  Net net = make_net(), fresh = make_net(at::kFloat, 5);
-  foreign_file(qint8, net, scratch).write(scratch.path());
-  io::spit(scratch.path("quanto_qmap.json"), R"({"fc1":{"weights":"qint4","activations":"none"}})");
-  EXPECT_THAT(error_of([&] { requantize(fresh, scratch.path()); }),
-              testing::AllOf(HasSubstr("fc1.weight"), HasSubstr("qint4")));
-  io::spit(scratch.path("quanto_qmap.json"), R"({"fc7":{"weights":"qint8","activations":"none"}})");
-  EXPECT_THAT(error_of([&] { requantize(fresh, scratch.path()); }), HasSubstr("fc7"));
-}
-
-TEST(Checkpoint, parts_that_do_not_tell_the_width_need_a_map) {
-  Scratch scratch;
-  torch::nn::Linear linear(8, 2), fresh(8, 2);
-  quantize(linear, {.weights = qint4});
-  freeze(linear);
-  save(linear, scratch.path());
-  EditableFile file = EditableFile::read(scratch.path());
-  file.metadata.clear();
-  file.write(scratch.path());
-  EXPECT_THAT(error_of([&] { requantize(fresh, scratch.path()); }), HasSubstr("map is needed"));
-  file.metadata["quantization_map"] = R"({"":{"weights":"qint4","activations":"none"}})";
-  file.write(scratch.path());
-  requantize(fresh, scratch.path());
-  EXPECT_TRUE(at::equal(parts(linear->weight).data, parts(fresh->weight).data));
-}
-
-TEST(Checkpoint, shards_are_read_through_their_index) {
-  Scratch scratch;
-  Net net = make_net(), fresh = make_net(at::kFloat, 5);
-  EditableFile rest = foreign_file(qint8, net, scratch), first;
-  for (const char* key : {"fc1.weight._data", "conv.bias"}) {
-    first.tensors.insert(rest.tensors.extract(key));
-  }
-  std::string map;
-  for (const auto& [name, part] : {std::pair("a.safetensors", &first), {"b.safetensors", &rest}}) {
-    part->write(scratch.path(name));
-    for (const auto& [key, entry] : part->tensors) {
-      map += (map.empty() ? "\"" : ",\"") + key + "\":\"" + name + "\"";
-    }
-  }
-  io::spit(scratch.path("model.safetensors.index.json"), R"({"weight_map":{)" + map + "}}");
-  requantize(fresh, scratch.path("model.safetensors.index.json"));
-  EXPECT_TRUE(at::equal(run(net), run(fresh)));
 }
 
 }  // namespace
