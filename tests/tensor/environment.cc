@@ -1,4 +1,5 @@
-// The tensors here are tiny: threads would only wait for each other. Tests of threads start their own.
+// The tensors here are tiny: threads would only wait for each other. Tests of threads start their
+// own.
 #include <ATen/Parallel.h>
 
 #include <gtest/gtest.h>

@@ -52,7 +52,7 @@ TEST_P(Numerics, zeros_stay_zeros) {
 TEST_P(Numerics, minus_zero_is_zero) {
   const at::Tensor weight = at::cat({at::full({2, 4}, -0.0, dtype()), at::zeros({2, 4}, dtype())});
   EXPECT_TRUE(same(round_trip(weight), at::zeros({4, 4}, dtype())));
-  const at::Tensor mixed = at::tensor({-0.0, 1.0, -1.0, 0.0}, dtype()).unsqueeze(0);
+  const at::Tensor mixed = at::tensor({-0.0, 1.0, -1.0, 0.0}).to(dtype()).unsqueeze(0);
   EXPECT_TRUE(round_trip(mixed).isfinite().all().item<bool>());
 }
 

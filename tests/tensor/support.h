@@ -41,6 +41,9 @@ inline at::Tensor normal(at::IntArrayRef sizes, at::ScalarType dtype = at::kFloa
 /// quantal::dequantize(), which a call by its bare name confuses with at::dequantize().
 inline at::Tensor value_of(const at::Tensor& t) { return quantal::dequantize(t); }
 
+/// What operations without a quantized kernel read: the latent of live weights.
+inline at::Tensor float_of(const at::Tensor& t) { return is_live(t) ? latent(t) : value_of(t); }
+
 /// The elements in row-major order.
 inline std::vector<double> numbers(const at::Tensor& t) {
   const at::Tensor flat = t.detach().to(at::kDouble).contiguous();

@@ -243,9 +243,30 @@ TEST_P(WeightWrites, raise_at_once_on_views_of_a_frozen_weight) {
 }
 
 TEST_P(WeightWrites, through_views_made_before_freezing_raise) {
+  const at::Tensor live = live_weight(normal({4, 6}), options());
+  const at::Tensor row = live[1];
+  const at::Tensor element = live.variable_data().view({24})[7];
+  freeze(live);
+  const at::Tensor value = value_of(live);
+  EXPECT_THAT(error_of([&] { row.fill_(3); }), HasSubstr("frozen weight"));
+  EXPECT_THAT(error_of([&] { element.fill_(3); }), HasSubstr("frozen weight"));
+  EXPECT_TRUE(same(live, value));
+}
+
+// A latent whose elements lie otherwise than the weight's is viewed as plain floats.
+TEST_P(WeightWrites, through_plain_views_are_seen_or_raise) {
+  const at::Tensor turned = normal({6, 4}).t();
   for (const bool through_data : {false, true}) {
-    const at::Tensor live = live_weight(normal({4, 6}), options());
+    const at::Tensor live =
+        live_weight(turned.detach().clone(at::MemoryFormat::Preserve), options());
+    ASSERT_FALSE(latent(live).is_contiguous());
     const at::Tensor row = through_data ? live.variable_data()[1] : live[1];
+    EXPECT_FALSE(is_quantized(row));
+    for (int i = 1; i < 4; ++i) {
+      value_of(live);
+      row.fill_(i);
+      EXPECT_EQ(value_of(live)[1].min().item<float>(), i);
+    }
     freeze(live);
     const at::Tensor value = value_of(live).clone();
     row.fill_(3);
@@ -254,6 +275,20 @@ TEST_P(WeightWrites, through_views_made_before_freezing_raise) {
     live.copy_(value);  // a new content settles it
     EXPECT_TRUE(is_frozen(live));
     EXPECT_EQ(value_of(live).sizes(), value.sizes());
+  }
+  for (const Write& write : writes()) {
+    const at::Tensor live =
+        live_weight(turned.detach().clone(at::MemoryFormat::Preserve), options());
+    value_of(live);
+    const at::Tensor plain = latent(live).contiguous();
+    // Views that need contiguous elements raise there.
+    const std::string name = write.name;
+    if (name.find("view") != std::string::npos || name.find("flatten") != std::string::npos ||
+        name == "as_strided") {
+      continue;
+    }
+    expect_written(write, live, plain, [&] { return latent(live); });
+    EXPECT_TRUE(same(value_of(live), value_of(quantize_weight(plain, options())))) << write.name;
   }
 }
 
