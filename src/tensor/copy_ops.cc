@@ -45,7 +45,10 @@ at::Tensor clone_weight(const at::Tensor& t) {
     cell = std::make_shared<WeightCell>(
         source.scheme(), std::make_shared<const WeightCodes>(cloned(*weight_codes(t))));
   }
-  if (source.layer) cell->layer = std::make_shared<LayerState>(*source.layer);
+  if (source.layer) {
+    cell->layer = std::make_shared<LayerState>(*source.layer);
+    cell->layer->observer = nullptr;  // a calibration is of one model
+  }
   return showing_same(t, std::move(cell), t.scalar_type());
 }
 

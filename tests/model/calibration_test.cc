@@ -1,4 +1,6 @@
 // Activations: dynamic until a Calibration ran, static after it.
+#include <c10/core/InferenceMode.h>
+
 #include <iostream>
 #include <sstream>
 #include <thread>
@@ -325,6 +327,64 @@ TEST(Calibration, after_freezing_gives_what_it_gives_before) {
           << weights.name << " " << activations.name;
     }
   }
+}
+
+TEST(Calibration, does_not_reach_a_clone_that_is_made_meanwhile) {
+  nn::Sequential model = quantized(two_linears());
+  nn::Sequential copy = nullptr;
+  const at::Tensor dynamic = model->forward(sample());
+  {
+    torch::NoGradGuard no_grad;
+    Calibration calibration(model);
+    model->forward(batch_of(3));
+    copy = quantal::clone(model);
+    EXPECT_TRUE(same_bits(copy->forward(sample()), dynamic));
+  }
+  EXPECT_TRUE(same_bits(copy->forward(sample()), dynamic));
+  EXPECT_NEAR(layer(model, "0").input_scale.value() * 127, 3, 1e-5);
+  calibrate(copy, batch_of(5));
+  EXPECT_NEAR(layer(copy, "0").input_scale.value() * 127, 5, 1e-5);
+}
+
+TEST(Calibration, may_freeze_meanwhile) {
+  nn::Sequential model = quantized(two_linears());
+  nn::Sequential twin = quantal::clone(model);
+  {
+    Calibration calibration(model);
+    model->forward(batch_of(3));
+    freeze(model);
+    model->forward(batch_of(3));
+  }
+  calibrate(twin, batch_of(3));
+  EXPECT_TRUE(same_bits(model->forward(sample()), twin->forward(sample())));
+}
+
+TEST(Calibration, under_inference_mode_gives_scales_to_train_with) {
+  nn::Sequential model = quantized(two_linears());
+  nn::Sequential twin = quantal::clone(model);
+  {
+    c10::InferenceMode inference;
+    Calibration calibration(model);
+    model->forward(batch_of(3));
+  }
+  calibrate(twin, batch_of(3));
+  const at::Tensor x = sample().requires_grad_();
+  model->forward(x).square().sum().backward();
+  const at::Tensor grad = x.grad().clone();
+  x.mutable_grad() = at::Tensor();
+  twin->forward(x).square().sum().backward();
+  EXPECT_TRUE(same_bits(grad, x.grad()));
+}
+
+TEST(Calibration, takes_layer_norms_over_several_dimensions) {
+  nn::Sequential model(nn::LayerNorm(nn::LayerNormOptions({4, 6})), nn::Flatten(),
+                       nn::Linear(24, 8));
+  quantize(model, kBoth);
+  calibrate(model, sample({6, 4, 6}));
+  EXPECT_TRUE(layer(model, "0").quantizes_output);
+  const at::Tensor live = model->forward(sample({6, 4, 6}));
+  freeze(model);
+  EXPECT_TRUE(same_bits(model->forward(sample({6, 4, 6})), live));
 }
 
 TEST(Calibration, writes_a_line_a_layer_when_asked) {

@@ -156,6 +156,37 @@ TEST(Quantize, takes_layers_without_elements) {
   }
 }
 
+// Writes, quantizes and freezes `weight` in a layer of its own.
+template <typename Layer>
+at::Tensor frozen_value(Layer layer, const at::Tensor& weight, const QType& qtype) {
+  layer->weight.set_data(weight);
+  quantize(layer, {.weights = qtype, .ignore_outside_handles = true});
+  {
+    torch::NoGradGuard no_grad;
+    layer->weight[1].mul_(3);
+  }
+  const at::Tensor live = quantal::dequantize(layer->weight).detach();
+  freeze(layer);
+  EXPECT_TRUE(same_bits(quantal::dequantize(layer->weight), live));
+  return live;
+}
+
+TEST(Quantize, takes_strided_weights_as_what_they_show) {
+  torch::manual_seed(5);
+  const at::Tensor matrix = torch::randn({16, 12}).t().slice(0, 0, 12, 2);
+  const at::Tensor kernel = torch::randn({6, 4, 3, 3}).contiguous(at::MemoryFormat::ChannelsLast);
+  const auto dense = [](const at::Tensor& t) { return t.clone(at::MemoryFormat::Contiguous); };
+  for (const QType& qtype : all_qtypes()) {
+    const at::Tensor rows = dense(matrix), filters = dense(kernel);
+    EXPECT_TRUE(same_bits(frozen_value(nn::Linear(16, 6), matrix, qtype),
+                          frozen_value(nn::Linear(16, 6), rows, qtype)));
+    const nn::Conv2dOptions options(4, 6, 3);
+    EXPECT_TRUE(same_bits(
+        frozen_value(nn::Conv2d(options), kernel.clone(at::MemoryFormat::ChannelsLast), qtype),
+        frozen_value(nn::Conv2d(options), filters, qtype)));
+  }
+}
+
 // The group size that layers get by optimum-quanto's rule.
 TEST(GroupSize, follows_the_row) {
   for (const auto& [row, group] :
