@@ -181,8 +181,9 @@ at::Tensor read_memory(const at::Tensor& t) {
 
 TEST(LateOperators, get_the_fallback) {
   const at::Tensor before = quantize_weight(normal({4, 6}));
-  auto* library = new torch::Library(torch::Library::DEF, "quantal_late_test", std::nullopt,
-                                     __FILE__, __LINE__);
+  // Never unregistered: operators that a quantized tensor met stay covered.
+  static auto* library = new torch::Library(torch::Library::DEF, "quantal_late_test", std::nullopt,
+                                            __FILE__, __LINE__);
   library->def("cpu(Tensor t) -> Tensor");
   library->def("explicit(Tensor t) -> Tensor");
   library->def("implicit(Tensor t) -> Tensor", read_memory);
