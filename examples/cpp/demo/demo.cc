@@ -67,7 +67,7 @@ class Demo {
     save_and_read_back("int8-int8", q::clone(net));
 
     say("Train one epoch more, quantized (QAT)");
-    train(net, data_.train, {.batch_size = options_.batch_size, .learning_rate = 3e-4});
+    train(net, data_.train, {.batch_size = options_.batch_size, .learning_rate = 5e-4});
     save_and_read_back("int8-int8-qat", net);
     std::cout << "\n" << q::report(net);
   }
@@ -123,7 +123,7 @@ std::vector<Result> run(const Options& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
   torch::manual_seed(options.seed);
   std::cout << data.name << ": " << data.train.size() << " images to train, " << data.test.size()
-            << " to test; " << kNetName << "; " << at::get_num_threads() << " threads" << std::endl;
+            << " to test; " << kNetName << "; threads: " << at::get_num_threads() << std::endl;
 
   const std::vector<Result> results = Demo(options, data).run();
 

@@ -34,11 +34,17 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
+void set_learning_rate(torch::optim::Optimizer& optimizer, double rate) {
+  for (auto& group : optimizer.param_groups()) group.options().set_lr(rate);
+}
+
 }  // namespace
 
 void train(Net& net, const Samples& samples, const TrainOptions& options) {
   torch::optim::Adam optimizer(net->parameters(), options.learning_rate);
   net->train();
+  const double images = static_cast<double>(options.epochs * samples.size());
+  std::int64_t seen = 0;
   for (int epoch = 1; epoch <= options.epochs; ++epoch) {
     ProgressBar bar("epoch " + std::to_string(epoch) + "/" + std::to_string(options.epochs),
                     samples.size());
@@ -47,10 +53,13 @@ void train(Net& net, const Samples& samples, const TrainOptions& options) {
          torch::randperm(samples.size(), torch::kInt64).split(options.batch_size)) {
       const torch::Tensor inputs = to_inputs(samples.images.index_select(0, picked));
       const torch::Tensor labels = samples.labels.index_select(0, picked);
+      set_learning_rate(optimizer,
+                        options.learning_rate * (1 - static_cast<double>(seen) / images));
       optimizer.zero_grad();
       const torch::Tensor loss = torch::cross_entropy_loss(net->forward(inputs), labels);
       loss.backward();
       optimizer.step();
+      seen += picked.size(0);
       const double now = loss.item<double>();
       average = average == 0 ? now : 0.95 * average + 0.05 * now;
       bar.advance(picked.size(0), loss_note(average));
