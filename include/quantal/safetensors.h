@@ -157,9 +157,9 @@ struct Shard {
   Reader reader;
 };
 
-/// Opens all shards of an index, from the index's folder, in the order of their names. kMissingTensor
-/// for a tensor that its shard lacks, kDuplicateKey for one in two shards, kOrphanTensor for one
-/// that the index does not list, kIo for a shard that is not there.
+/// Opens all shards of an index, from the index's folder, in the order of their names.
+/// kMissingTensor for a tensor that its shard lacks, kDuplicateKey for one in two shards,
+/// kOrphanTensor for one that the index does not list, kIo for a shard that is not there.
 QUANTAL_API Result<std::vector<Shard>> open_shards(const std::string& index_path,
                                                    const ReadOptions& options = {});
 

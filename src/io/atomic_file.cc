@@ -62,7 +62,8 @@ Result<Target> find_target(const std::string& path) {
 std::string temporary_name(const fs::path& file) {
   std::uint64_t random = 0;
   if (::getrandom(&random, sizeof(random), GRND_NONBLOCK) != sizeof(random)) {
-    random = static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+    random =
+        static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
   }
   std::string name = ".";
   name += std::string_view(file.filename().native()).substr(0, kKeptOfName);
@@ -134,8 +135,8 @@ class TemporaryFile {
   // Fails now where the disk is too small, not after gigabytes.
   Status reserve(std::uint64_t total) {
     if (total == 0) return {};
-    const int result = retry_interrupted(
-        [&] { return ops_.allocate(file_.get(), static_cast<off_t>(total)); });
+    const int result =
+        retry_interrupted([&] { return ops_.allocate(file_.get(), static_cast<off_t>(total)); });
     const int error = errno;
     if (result == 0 || error == EOPNOTSUPP || error == ENOSYS) return {};
     return io_failure(site_, "room for " + std::to_string(total) + " bytes", error);

@@ -16,11 +16,11 @@ struct DtypeRow {
 
 // In the order of the enum.
 constexpr std::array<DtypeRow, kNumDtypes> kDtypes = {{
-    {"BOOL", 8},         {"F4", 4},           {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8},
-    {"I8", 8},           {"F8_E5M2", 8},      {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8},
-    {"F8_E5M2FNUZ", 8},  {"I16", 16},         {"U16", 16},    {"F16", 16},    {"BF16", 16},
-    {"I32", 32},         {"U32", 32},         {"F32", 32},    {"C64", 64},    {"F64", 64},
-    {"I64", 64},         {"U64", 64},
+    {"BOOL", 8},        {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8},
+    {"I8", 8},          {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8},
+    {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},    {"F16", 16},    {"BF16", 16},
+    {"I32", 32},        {"U32", 32},    {"F32", 32},    {"C64", 64},    {"F64", 64},
+    {"I64", 64},        {"U64", 64},
 }};
 static_assert(kDtypes[static_cast<std::size_t>(Dtype::kU64)].bits == 64);
 
@@ -69,8 +69,8 @@ Result<std::uint64_t> byte_size(Dtype dtype, std::span<const std::uint64_t> shap
   bool overflow = false;
   for (const std::uint64_t dim : shape) {
     if (dim > kMaxDim) {
-      return failure(Errc::kInvalidShape, site,
-                     "dimensions of at most " + std::to_string(kMaxDim), list_text(shape));
+      return failure(Errc::kInvalidShape, site, "dimensions of at most " + std::to_string(kMaxDim),
+                     list_text(shape));
     }
     empty |= dim == 0;
     overflow |= dim != 0 && __builtin_mul_overflow(count, dim, &count);

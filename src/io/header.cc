@@ -23,9 +23,8 @@ Result<std::vector<std::uint32_t>> index_names(const std::vector<TensorInfo>& te
                                                std::string_view source) {
   std::vector<std::uint32_t> order(tensors.size());
   std::iota(order.begin(), order.end(), 0u);
-  std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
-    return tensors[a].name < tensors[b].name;
-  });
+  std::sort(order.begin(), order.end(),
+            [&](std::uint32_t a, std::uint32_t b) { return tensors[a].name < tensors[b].name; });
   const auto twin = std::adjacent_find(order.begin(), order.end(), [&](auto a, auto b) {
     return tensors[a].name == tensors[b].name;
   });
@@ -40,10 +39,10 @@ Status check_coverage(const std::vector<TensorInfo>& tensors, std::uint64_t data
   std::uint64_t covered = 0;
   for (const TensorInfo& info : tensors) {
     if (info.begin != covered) {
-      return failure(Errc::kInvalidOffset, {.source = source, .tensor = info.name},
-                     "to begin at offset " + std::to_string(covered),
-                     std::to_string(info.begin) +
-                         (info.begin < covered ? " (tensors overlap)" : " (a hole)"));
+      return failure(
+          Errc::kInvalidOffset, {.source = source, .tensor = info.name},
+          "to begin at offset " + std::to_string(covered),
+          std::to_string(info.begin) + (info.begin < covered ? " (tensors overlap)" : " (a hole)"));
     }
     covered = info.end;
   }

@@ -136,7 +136,8 @@ Status HeaderVisitor::number(const JsonScalar& scalar) {
   if (scalar.kind != JsonKind::kUnsigned) return wrong(expected, scalar.kind);
   if (numbers_.size() >= (shape ? kMaxRank : 2)) {
     return failure(code, site(),
-                   shape ? "at most " + std::to_string(kMaxRank) + " dimensions" : expected, "more");
+                   shape ? "at most " + std::to_string(kMaxRank) + " dimensions" : expected,
+                   "more");
   }
   numbers_.push_back(scalar.number);
   return {};

@@ -114,8 +114,7 @@ Status check_bytes(std::string_view text, std::string_view source) {
     return failure(Errc::kInvalidUtf8, {.source = source}, "JSON in UTF-8", "other bytes");
   }
   if (text.starts_with("\xEF\xBB\xBF")) {
-    return failure(Errc::kInvalidJson, {.source = source, .offset = 0}, "'{'",
-                   "a byte order mark");
+    return failure(Errc::kInvalidJson, {.source = source, .offset = 0}, "'{'", "a byte order mark");
   }
   if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos) {
     return failure(Errc::kInvalidJson, {.source = source, .offset = nul},
@@ -132,8 +131,7 @@ Status walk_json(std::string_view text, std::string_view source, JsonVisitor& vi
   const std::size_t last = text.find_last_not_of(" \t\n\r");
   text = text.substr(0, last == std::string_view::npos ? 0 : last + 1);
   Walker walker(source, visitor);
-  const bool whole =
-      nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &walker);
+  const bool whole = nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &walker);
   Status status = walker.take_status();
   if (!whole && status.ok()) {
     return failure(Errc::kInvalidJson, {.source = source}, "valid JSON", "a parse that stopped");

@@ -6,8 +6,8 @@
 /// What a file may ask for. Every limit is checked before the allocation that it bounds.
 namespace quantal::io {
 
-inline constexpr std::uint64_t kMaxHeader = 100'000'000;        // as the reference reader
-inline constexpr std::uint64_t kMaxIndex = std::uint64_t{64} << 20;  // a shard index, in bytes
+inline constexpr std::uint64_t kMaxHeader = 100'000'000;                // as the reference reader
+inline constexpr std::uint64_t kMaxIndex = std::uint64_t{64} << 20;     // a shard index, in bytes
 inline constexpr std::uint64_t kMaxDocument = std::uint64_t{16} << 20;  // a quantization map
 inline constexpr std::size_t kMaxDepth = 8;
 inline constexpr std::size_t kMaxRank = 64;

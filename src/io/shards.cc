@@ -40,13 +40,12 @@ class IndexVisitor : public io::JsonVisitor {
     if (place_ == Place::kTop && !map_next_) return {};
     if (place_ != Place::kMap || scalar.kind != JsonKind::kString) return wrong(scalar.kind);
     if (Status status = verify_shard_name(*scalar.text); !status.ok()) {
-      return Status(status.code(),
-                    status.message() + ", for tensor " + io::quote(key_) + " of " +
-                        io::quote(source_));
+      return Status(status.code(), status.message() + ", for tensor " + io::quote(key_) + " of " +
+                                       io::quote(source_));
     }
     if (index_.weight_map.try_emplace(key_, std::move(*scalar.text)).second) return {};
-    return io::failure(Errc::kDuplicateKey, {.source = source_, .tensor = key_},
-                       "each tensor once", "it twice");
+    return io::failure(Errc::kDuplicateKey, {.source = source_, .tensor = key_}, "each tensor once",
+                       "it twice");
   }
 
   Result<JsonEnter> on_begin(JsonKind kind) override {
@@ -152,9 +151,9 @@ Status verify_shard_name(std::string_view name) {
   const bool plain = !name.empty() && name != "." && name != ".." && name.size() <= kMaxFileName &&
                      name.find_first_of(std::string_view("/\\\0", 3)) == std::string_view::npos;
   if (plain) return {};
-  return Status(Errc::kPathEscape,
-                "[quantal::safetensors] expected a plain file name as shard: got " +
-                    io::quote(name));
+  return Status(
+      Errc::kPathEscape,
+      "[quantal::safetensors] expected a plain file name as shard: got " + io::quote(name));
 }
 
 Result<ShardIndex> read_shard_index(const std::string& path) {

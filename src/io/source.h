@@ -34,7 +34,7 @@ class Source {
   std::string name_;
   std::uint64_t size_ = 0;
   FileOps* ops_ = nullptr;
-  Descriptor file_;                         // none for memory
+  Descriptor file_;                          // none for memory
   std::shared_ptr<const std::byte> shared_;  // the mapping or memory; null: read with pread
 };
 

@@ -3,8 +3,8 @@
 namespace quantal {
 
 const std::vector<QType>& all_qtypes() {
-  static const std::vector<QType> types = {qint2,          qint4,            qint8,
-                                           qfloat8_e4m3fn, qfloat8_e4m3fnuz, qfloat8_e5m2};
+  static const std::vector<QType> types = {
+      qint2, qint4, qint8, qfloat8_e4m3fn, qfloat8_e4m3fnuz, qfloat8_e5m2};
   return types;
 }
 

@@ -37,8 +37,9 @@ at::Tensor from_groups(const at::Tensor& groups, at::IntArrayRef sizes, std::int
   return rows.reshape(sizes);
 }
 
-// Rounds a computed value to the dtype that a caller asked for. It saturates where it may round past
-// the largest number: 57344 * scale in fp16, values that are computed in fp64 for that very reason.
+// Rounds a computed value to the dtype that a caller asked for. It saturates where it may round
+// past the largest number: 57344 * scale in fp16, values that are computed in fp64 for that very
+// reason.
 at::Tensor round_value(const at::Tensor& value, at::ScalarType dtype) {
   if (dtype == at::kHalf) return value.clamp(-65504, 65504).to(dtype);
   if (value.scalar_type() != at::kDouble || dtype == at::kDouble) return value.to(dtype);
@@ -168,9 +169,8 @@ at::Tensor decode_rows(const WeightCodes& codes, const at::Tensor& indices, at::
   std::vector<std::int64_t> column(codes.data.dim(), 1);
   column[0] = groups.numel();
   const at::Tensor bytes = codes.data.index_select(0, groups.remainder(packed_rows));
-  const at::Tensor values =
-      bytes.bitwise_right_shift(bit.to(at::kByte).reshape(column))
-          .bitwise_and_((1 << codes.qtype.bits) - 1);
+  const at::Tensor values = bytes.bitwise_right_shift(bit.to(at::kByte).reshape(column))
+                                .bitwise_and_((1 << codes.qtype.bits) - 1);
   const at::ScalarType compute = codes.wide ? at::kDouble : arithmetic_dtype(dtype);
   at::Tensor value = values.to(compute).mul_(rows.scale.to(compute)).sub_(rows.shift.to(compute));
   return round_value(from_groups(value, sizes, codes.group_size), dtype);

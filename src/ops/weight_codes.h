@@ -24,7 +24,7 @@ struct WeightCodes {
   std::int64_t group_size = 0;
   at::Tensor data;
   at::Tensor scale;
-  at::Tensor shift;  ///< undefined for symmetric types
+  at::Tensor shift;   ///< undefined for symmetric types
   bool wide = false;  ///< scale * code may overflow fp32: the value is computed in fp64
 
   std::int64_t rows() const { return sizes.empty() ? 1 : sizes[0]; }

@@ -82,9 +82,10 @@ at::Tensor shrink(const at::Tensor& error, double beta, double lp_norm) {
 class Hqq final : public Max {
  public:
   explicit Hqq(const HqqOptions& options) : options_(options) {
-    TORCH_CHECK_VALUE(options.iterations >= 0 && options.beta > 0 && options.lp_norm > 0,
-                      "[quantal::hqq_quantizer] expected iterations >= 0, beta > 0, lp_norm > 0, got ",
-                      options.iterations, ", ", options.beta, ", ", options.lp_norm);
+    TORCH_CHECK_VALUE(
+        options.iterations >= 0 && options.beta > 0 && options.lp_norm > 0,
+        "[quantal::hqq_quantizer] expected iterations >= 0, beta > 0, lp_norm > 0, got ",
+        options.iterations, ", ", options.beta, ", ", options.lp_norm);
   }
   std::string_view name() const override {
     return options_ == HqqOptions() ? "hqq" : "hqq with other options";

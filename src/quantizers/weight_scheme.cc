@@ -29,8 +29,8 @@ ScaleShift round_to(const ScaleShift& exact, const QType& qtype, at::ScalarType 
   return safe.all().item<bool>() ? rounded : exact;
 }
 
-// Affine codes depend on differences of small numbers: the same whether or not the processor flushes
-// subnormals only where there are none.
+// Affine codes depend on differences of small numbers: the same whether or not the processor
+// flushes subnormals only where there are none.
 at::Tensor without_subnormals(const at::Tensor& groups) {
   const double largest = groups.scalar_type() == at::kDouble
                              ? std::nextafter(std::numeric_limits<double>::min(), 0.0)

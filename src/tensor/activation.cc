@@ -15,8 +15,9 @@ at::Tensor codes_of(const at::Tensor& x, const QType& qtype, const at::Tensor& s
   return cast_codes(x.to(compute).div(scale.to(compute)), qtype);
 }
 
-bool has_nan(const at::Tensor& x) { return x.numel() > 0 && x.sum().isnan().item<bool>() &&
-                                           x.isnan().any().item<bool>(); }
+bool has_nan(const at::Tensor& x) {
+  return x.numel() > 0 && x.sum().isnan().item<bool>() && x.isnan().any().item<bool>();
+}
 
 at::Tensor token_absmax(const at::Tensor& x, TokenAxis axis) {
   if (axis == TokenAxis::kLastDim || x.dim() < 2) return x.abs().amax(-1, /*keepdim=*/true);
@@ -41,7 +42,7 @@ at::Tensor fake_quantize(const at::Tensor& x, const QType& qtype, TokenAxis axis
 
 std::shared_ptr<LayerObserver> observer_of(const LayerState& layer) { return layer.observer; }
 
-void observe(RangeStatistics LayerObserver::*edge, LayerObserver& observer, const at::Tensor& x) {
+void observe(RangeStatistics LayerObserver::* edge, LayerObserver& observer, const at::Tensor& x) {
   at::AutoDispatchBelowADInplaceOrView below;
   std::lock_guard lock(observer.mutex);
   (observer.*edge).update(x, observer.momentum);
@@ -113,7 +114,8 @@ at::Tensor prepare_input(const std::shared_ptr<LayerState>& layer, const at::Ten
   }
   if (has_codes(x) && impl_of(x)->activation->qtype == qtype) return x;
   const at::Tensor value = dequantize_ste(x);
-  if (layer->input_scale.defined()) return quantize_activation_ste(value, qtype, layer->input_scale);
+  if (layer->input_scale.defined())
+    return quantize_activation_ste(value, qtype, layer->input_scale);
   return fake_quantize_tokens(value, qtype, axis);
 }
 
@@ -123,15 +125,13 @@ at::Tensor finish_output(const std::shared_ptr<LayerState>& layer, const at::Ten
   const auto observer = observer_of(*layer);
   if (!observer && !quantizes_output(*layer)) return y;
   if (bias_follows && layer->has_bias) {
-    return straight_through(y, [&](const at::Tensor& value) {
-      return make_float_activation(value, nullptr, layer);
-    });
+    return straight_through(
+        y, [&](const at::Tensor& value) { return make_float_activation(value, nullptr, layer); });
   }
   if (!observer) return quantize_activation_ste(y, *layer->activations, layer->output_scale);
   observe(&LayerObserver::output, *observer, y);
-  return straight_through(y, [&](const at::Tensor& value) {
-    return make_float_activation(value, layer, nullptr);
-  });
+  return straight_through(
+      y, [&](const at::Tensor& value) { return make_float_activation(value, layer, nullptr); });
 }
 
 void finish_pending(const at::Tensor& activation) {

@@ -50,8 +50,8 @@ std::vector<at::Tensor> all_code_bytes(const std::vector<at::Tensor>& tensors) {
 // The activation times `factor`: the scale takes its size, the codes its sign.
 Results scaled(const at::Tensor& x, double factor, bool divide) {
   if (factor == 0 || !std::isfinite(factor)) return std::nullopt;
-  const at::Tensor scale = divide ? cell_of(x).scale / std::abs(factor)
-                                  : cell_of(x).scale * std::abs(factor);
+  const at::Tensor scale =
+      divide ? cell_of(x).scale / std::abs(factor) : cell_of(x).scale * std::abs(factor);
   const double size = scale.item<double>();
   if (!std::isfinite(size) || size < std::numeric_limits<float>::min()) return std::nullopt;
   const at::Tensor bytes = code_bytes(x).clone();
@@ -87,8 +87,8 @@ Results pooled(Arguments arguments, int spatial_dims, const Pool& pool) {
   if (!has_codes(x)) {
     return {{make_float_activation(value, cell_of(x).traced, nullptr), indices}};
   }
-  const at::Tensor bytes = code_bytes(x).flatten(-spatial_dims).gather(
-      -1, indices.flatten(-spatial_dims));
+  const at::Tensor bytes =
+      code_bytes(x).flatten(-spatial_dims).gather(-1, indices.flatten(-spatial_dims));
   auto results = with_codes(x, bytes.view(indices.sizes()), cell_of(x).scale);
   results.push_back(indices);
   return results;
@@ -143,8 +143,8 @@ Results softmax_codes(Arguments arguments) {
   const QType& qtype = cell_of(x).qtype;
   const at::Tensor value =
       at::_softmax(quantized_value(x), arguments[1].toInt(), arguments[2].toBool());
-  return {{quantize_activation_ste(value, qtype,
-                                   at::full_like(cell_of(x).scale, 1.0 / qtype.qmax))}};
+  return {
+      {quantize_activation_ste(value, qtype, at::full_like(cell_of(x).scale, 1.0 / qtype.qmax))}};
 }
 
 Results max_pool2d_indices(Arguments a) {

@@ -46,8 +46,8 @@ at::Tensor as_matrix(const at::Tensor& t) {
 }
 
 struct Linear : Function<Linear> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
-                            const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias) {
     at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({x, weight});
     if (bias) context->saved_data["bias_dtype"] = bias->scalar_type();
@@ -125,8 +125,8 @@ at::Tensor dequantize_ste(const at::Tensor& t) {
 at::Tensor float_value_ste(const at::Tensor& t) { return straight_through(t, float_value); }
 
 at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  const bool graph = x.requires_grad() || weight.requires_grad() ||
-                     (bias.defined() && bias.requires_grad());
+  const bool graph =
+      x.requires_grad() || weight.requires_grad() || (bias.defined() && bias.requires_grad());
   if (records_gradients() && graph) {
     return Linear::apply(x, weight, bias.defined() ? std::optional(bias) : std::nullopt);
   }

@@ -83,11 +83,11 @@ void copy_into_weight(const at::Tensor& target, const at::Tensor& source, bool n
   }
   TORCH_CHECK(shows_whole_cell(target),
               "[quantal] copy_ into a part of a frozen weight: copy into the whole of it");
-  const bool same_form = is_weight(source) && impl_of(source)->weight->scheme() &&
-                         shows_whole_cell(source) &&
-                         impl_of(source)->weight->scheme()->qtype == cell.scheme()->qtype &&
-                         impl_of(source)->weight->scheme()->group_size == cell.scheme()->group_size &&
-                         source.sizes() == target.sizes();
+  const bool same_form =
+      is_weight(source) && impl_of(source)->weight->scheme() && shows_whole_cell(source) &&
+      impl_of(source)->weight->scheme()->qtype == cell.scheme()->qtype &&
+      impl_of(source)->weight->scheme()->group_size == cell.scheme()->group_size &&
+      source.sizes() == target.sizes();
   std::shared_ptr<const WeightCodes> codes;
   if (same_form) {
     codes = weight_codes(source);
@@ -131,8 +131,8 @@ at::Tensor to_copy(const at::Tensor& t, std::optional<at::ScalarType> dtype,
   const bool strided = layout.value_or(at::kStrided) == at::kStrided;
   const bool is_plain_float = at::isFloatingType(to_dtype) && !at::isFloat8Type(to_dtype);
   if (prints || !strided || !is_plain_float || (is_activation(t) && !has_codes(t))) {
-    const at::Tensor value = float_value(t).to(to_device, to_dtype, non_blocking, /*copy=*/true,
-                                               memory_format);
+    const at::Tensor value =
+        float_value(t).to(to_device, to_dtype, non_blocking, /*copy=*/true, memory_format);
     if (is_activation(t) && impl_of(t)->activation->traced && is_plain_float) {
       return make_float_activation(value, impl_of(t)->activation->traced, nullptr);
     }
@@ -140,10 +140,9 @@ at::Tensor to_copy(const at::Tensor& t, std::optional<at::ScalarType> dtype,
   }
   if (is_weight(t)) return weight_to(t, to_dtype, to_device, non_blocking);
   const ActivationCell& cell = *impl_of(t)->activation;
-  return activation_from_codes(
-      activation_codes(t).to(to_device, code_dtype(cell.qtype), non_blocking, /*copy=*/true,
-                             memory_format),
-      cell.qtype, cell.scale.to(to_device), to_dtype);
+  return activation_from_codes(activation_codes(t).to(to_device, code_dtype(cell.qtype),
+                                                      non_blocking, /*copy=*/true, memory_format),
+                               cell.qtype, cell.scale.to(to_device), to_dtype);
 }
 
 at::Tensor& copy_into(at::Tensor& target, const at::Tensor& source, bool non_blocking) {

@@ -51,7 +51,8 @@ void log_fallback(const c10::OperatorName& op, const at::Tensor& weight) {
   }
   if (warn) {
     TORCH_WARN("[quantal] ", name_of(op), " has no quantized kernel: a weight of shape ",
-               weight.sizes(), " was dequantized for it. Shown once an operation; "
+               weight.sizes(),
+               " was dequantized for it. Shown once an operation; "
                "quantal::fallback_counts() has all, QUANTAL_VERBOSE=dispatch names each.");
   }
 }

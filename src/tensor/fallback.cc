@@ -268,8 +268,8 @@ std::int64_t cover(c10::DispatchKey key, const Wanted& wanted,
   }
   std::int64_t covered = 0;
   for (const auto& [space, names] : by_namespace) {
-    auto library = std::make_unique<torch::Library>(torch::Library::IMPL, space, key, __FILE__,
-                                                    __LINE__);
+    auto library =
+        std::make_unique<torch::Library>(torch::Library::IMPL, space, key, __FILE__, __LINE__);
     for (const std::string& name : names) library->impl(name.c_str(), kernel());
     covered += static_cast<std::int64_t>(names.size());
     libraries->push_back(std::move(library));
@@ -386,17 +386,14 @@ std::int64_t cover_operators() {
   static std::mutex mutex;
   static auto* covered = new std::int64_t(0);
   std::lock_guard lock(mutex);
-  static auto* listener =
-      new c10::RegistrationHandleRAII(c10::Dispatcher::singleton().addRegistrationListener(
-          std::make_unique<Listener>()));
+  static auto* listener = new c10::RegistrationHandleRAII(
+      c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Listener>()));
   (void)listener;
   operators_changed = false;
-  *covered += cover(c10::DispatchKey::PrivateUse3, needs_cover, [] {
-    return CppFunction::makeFromBoxedFunction<&fallback_kernel>();
-  });
-  cover(c10::DispatchKey::AutogradPrivateUse3, needs_autograd_cover, [] {
-    return CppFunction::makeFromBoxedFunction<&foreign_autograd_kernel>();
-  });
+  *covered += cover(c10::DispatchKey::PrivateUse3, needs_cover,
+                    [] { return CppFunction::makeFromBoxedFunction<&fallback_kernel>(); });
+  cover(c10::DispatchKey::AutogradPrivateUse3, needs_autograd_cover,
+        [] { return CppFunction::makeFromBoxedFunction<&foreign_autograd_kernel>(); });
   return *covered;
 }
 

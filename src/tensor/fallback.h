@@ -31,8 +31,8 @@ void recurrent_autograd_kernel(const c10::OperatorHandle& op, torch::jit::Stack*
 /// PrivateUse3 kernel of operations that make a new tensor in the likeness of their first argument.
 void factory_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
 
-/// PrivateUse3 kernel of the gradients of pooling, whose second argument, the input, matters only by
-/// its shape.
+/// PrivateUse3 kernel of the gradients of pooling, whose second argument, the input, matters only
+/// by its shape.
 void pool_backward_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack);
 
 /// PrivateUse3 kernel of views that rearrange elements: activations and whole rows of weights stay

@@ -50,7 +50,7 @@ struct LayerState {
   at::Tensor input_scale;   ///< fp32 scalar; undefined: not calibrated, scales are dynamic
   at::Tensor output_scale;  ///< fp32 scalar; undefined: not calibrated
   bool quantize_output = false;
-  std::optional<double> snr_db;  ///< of the weight, noted when it was frozen
+  std::optional<double> snr_db;             ///< of the weight, noted when it was frozen
   std::shared_ptr<LayerObserver> observer;  ///< set while a Calibration is alive
 };
 

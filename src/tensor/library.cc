@@ -21,12 +21,40 @@ using torch::CppFunction;
 // Operations that compute with weights, and operations whose backward does (lstsq, cholesky_solve):
 // forward and backward must read the same value.
 constexpr const char* kComputeOps[] = {
-    "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "inner", "einsum", "tensordot",
-    "bilinear", "_trilinear", "embedding_bag", "embedding_bag.padding_idx", "lstm.data",
-    "gru.data", "rnn_tanh.data", "rnn_relu.data", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
-    "linalg_multi_dot", "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
-    "_grouped_mm", "_addmm_activation", "conv_tbc", "linalg_lstsq", "linalg_pinv.atol_rtol_tensor",
-    "_sparse_mm_reduce_impl", "cholesky_inverse", "cholesky_solve", "cdist",
+    "bmm",
+    "baddbmm",
+    "addbmm",
+    "mv",
+    "addmv",
+    "dot",
+    "vdot",
+    "inner",
+    "einsum",
+    "tensordot",
+    "bilinear",
+    "_trilinear",
+    "embedding_bag",
+    "embedding_bag.padding_idx",
+    "lstm.data",
+    "gru.data",
+    "rnn_tanh.data",
+    "rnn_relu.data",
+    "lstm_cell",
+    "gru_cell",
+    "rnn_tanh_cell",
+    "rnn_relu_cell",
+    "linalg_multi_dot",
+    "_native_multi_head_attention",
+    "_transformer_encoder_layer_fwd",
+    "_grouped_mm",
+    "_addmm_activation",
+    "conv_tbc",
+    "linalg_lstsq",
+    "linalg_pinv.atol_rtol_tensor",
+    "_sparse_mm_reduce_impl",
+    "cholesky_inverse",
+    "cholesky_solve",
+    "cdist",
 };
 
 constexpr const char* kRecurrentOps[] = {"lstm.input", "gru.input", "rnn_tanh.input",
@@ -34,30 +62,48 @@ constexpr const char* kRecurrentOps[] = {"lstm.input", "gru.input", "rnn_tanh.in
 
 // The same that write to out=.
 constexpr const char* kComputeOutOps[] = {
-    "mm.out", "addmm.out", "bmm.out", "baddbmm.out", "addbmm.out", "mv.out", "addmv.out",
-    "matmul.out", "dot.out", "vdot.out", "inner.out", "tensordot.out", "linear.out",
-    "linalg_multi_dot.out", "_addmm_activation.out", "linalg_lstsq.out",
-    "linalg_pinv.atol_rtol_tensor_out", "cholesky_inverse.out", "cholesky_solve.out",
+    "mm.out",
+    "addmm.out",
+    "bmm.out",
+    "baddbmm.out",
+    "addbmm.out",
+    "mv.out",
+    "addmv.out",
+    "matmul.out",
+    "dot.out",
+    "vdot.out",
+    "inner.out",
+    "tensordot.out",
+    "linear.out",
+    "linalg_multi_dot.out",
+    "_addmm_activation.out",
+    "linalg_lstsq.out",
+    "linalg_pinv.atol_rtol_tensor_out",
+    "cholesky_inverse.out",
+    "cholesky_solve.out",
 };
 
 // Gradients that take a saved activation.
 constexpr const char* kActivationBackwardOps[] = {"threshold_backward", "_softmax_backward_data"};
 
 constexpr const char* kFactoryOps[] = {
-    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
-    "randint_like.low_dtype", "new_empty", "new_empty_strided", "new_full", "new_zeros",
+    "empty_like", "zeros_like",        "ones_like",    "full_like",
+    "rand_like",  "randn_like",        "randint_like", "randint_like.low_dtype",
+    "new_empty",  "new_empty_strided", "new_full",     "new_zeros",
     "new_ones",
 };
 
 constexpr const char* kPoolBackwardOps[] = {
-    "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward",
+    "max_pool2d_with_indices_backward",
+    "max_pool3d_with_indices_backward",
 };
 
 // Views that only rearrange elements.
 constexpr const char* kViewOps[] = {
-    "view", "_unsafe_view", "_reshape_alias", "as_strided", "transpose.int", "permute",
-    "select.int", "slice.Tensor", "split.Tensor", "split_with_sizes", "unbind.int", "unsqueeze",
-    "squeeze", "squeeze.dim", "squeeze.dims", "expand", "diagonal", "unfold",
+    "view",       "_unsafe_view", "_reshape_alias", "as_strided",   "transpose.int",
+    "permute",    "select.int",   "slice.Tensor",   "split.Tensor", "split_with_sizes",
+    "unbind.int", "unsqueeze",    "squeeze",        "squeeze.dim",  "squeeze.dims",
+    "expand",     "diagonal",     "unfold",
 };
 
 template <auto kernel, size_t count>
@@ -97,40 +143,44 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> parts_of(const at:
 }
 
 void register_ops(torch::Library& m) {
-  m.def("quantize_weight(Tensor weight, str qtype, int? group_size=None, "
-        "bool allow_short_group=False, str quantizer='') -> Tensor",
-        [](const at::Tensor& weight, std::string_view qtype, std::optional<std::int64_t> group_size,
-           bool allow_short_group, std::string_view quantizer) {
-          return quantize_weight(weight, weight_options(qtype, group_size, allow_short_group,
-                                                        std::string(quantizer)));
-        });
-  m.def("live_weight(Tensor weight, str qtype, int? group_size=None, "
-        "bool allow_short_group=False, str quantizer='') -> Tensor",
-        [](const at::Tensor& weight, std::string_view qtype, std::optional<std::int64_t> group_size,
-           bool allow_short_group, std::string_view quantizer) {
-          return live_weight(weight, weight_options(qtype, group_size, allow_short_group,
-                                                    std::string(quantizer)));
-        });
+  m.def(
+      "quantize_weight(Tensor weight, str qtype, int? group_size=None, "
+      "bool allow_short_group=False, str quantizer='') -> Tensor",
+      [](const at::Tensor& weight, std::string_view qtype, std::optional<std::int64_t> group_size,
+         bool allow_short_group, std::string_view quantizer) {
+        return quantize_weight(
+            weight, weight_options(qtype, group_size, allow_short_group, std::string(quantizer)));
+      });
+  m.def(
+      "live_weight(Tensor weight, str qtype, int? group_size=None, "
+      "bool allow_short_group=False, str quantizer='') -> Tensor",
+      [](const at::Tensor& weight, std::string_view qtype, std::optional<std::int64_t> group_size,
+         bool allow_short_group, std::string_view quantizer) {
+        return live_weight(
+            weight, weight_options(qtype, group_size, allow_short_group, std::string(quantizer)));
+      });
   m.def("quantize_activation(Tensor x, str qtype, Tensor scale) -> Tensor",
         [](const at::Tensor& x, std::string_view qtype, const at::Tensor& scale) {
           return quantize_activation(x, qtype_named(qtype), scale);
         });
-  m.def("dequantize(Tensor t) -> Tensor", [](const at::Tensor& t) { return quantal::dequantize(t); });
+  m.def("dequantize(Tensor t) -> Tensor",
+        [](const at::Tensor& t) { return quantal::dequantize(t); });
   m.def("latent(Tensor weight) -> Tensor", [](const at::Tensor& t) { return latent(t); });
   m.def("freeze(Tensor weight) -> ()", [](const at::Tensor& t) { freeze(t); });
   m.def("is_quantized(Tensor t) -> bool", [](const at::Tensor& t) { return is_quantized(t); });
   m.def("is_live(Tensor t) -> bool", [](const at::Tensor& t) { return is_live(t); });
   m.def("is_frozen(Tensor t) -> bool", [](const at::Tensor& t) { return is_frozen(t); });
   m.def("parts(Tensor t) -> (Tensor, Tensor, Tensor?)", parts_of);
-  m.def("weight_from_parts(Tensor data, Tensor scale, Tensor? shift, str qtype, int group_size, "
-        "int[] sizes, ScalarType dtype) -> Tensor",
-        [](const at::Tensor& data, const at::Tensor& scale, const std::optional<at::Tensor>& shift,
-           std::string_view qtype, std::int64_t group_size, at::IntArrayRef sizes,
-           at::ScalarType dtype) {
-          return weight_from_parts({qtype_named(qtype), group_size, data, scale,
-                                    shift.value_or(at::Tensor())},
-                                   sizes, dtype);
-        });
+  m.def(
+      "weight_from_parts(Tensor data, Tensor scale, Tensor? shift, str qtype, int group_size, "
+      "int[] sizes, ScalarType dtype) -> Tensor",
+      [](const at::Tensor& data, const at::Tensor& scale, const std::optional<at::Tensor>& shift,
+         std::string_view qtype, std::int64_t group_size, at::IntArrayRef sizes,
+         at::ScalarType dtype) {
+        return weight_from_parts(
+            {qtype_named(qtype), group_size, data, scale, shift.value_or(at::Tensor())}, sizes,
+            dtype);
+      });
   m.def("fallback_count() -> int", [] { return fallback_count(); });
   m.def("fallback_counts() -> Dict(str, int)", [] {
     c10::Dict<std::string, std::int64_t> counts;

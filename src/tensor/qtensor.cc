@@ -14,11 +14,10 @@ namespace quantal {
 namespace {
 
 void check_weight_dtype(at::ScalarType dtype, const char* function) {
-  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-                        dtype == at::kHalf,
-                    "[quantal::", function,
-                    "] expected a weight of dtype float32, float64, bfloat16 or float16, got ",
-                    dtype);
+  TORCH_CHECK_VALUE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+      "[quantal::", function,
+      "] expected a weight of dtype float32, float64, bfloat16 or float16, got ", dtype);
 }
 
 void check_part(bool holds, const std::string& name, const char* part, const std::string& wanted,
@@ -39,11 +38,11 @@ void check_data(const QuantizedParts& parts, at::IntArrayRef sizes, const std::s
              at::toString(dtype),
              parts.data.defined() ? at::toString(parts.data.scalar_type()) : "none");
   const auto shape = data_shape(parts.qtype, sizes, parts.group_size);
-  check_part(parts.data.sizes() == at::IntArrayRef(shape), name, "data of shape",
-             shape_text(shape), shape_text(parts.data.sizes()));
+  check_part(parts.data.sizes() == at::IntArrayRef(shape), name, "data of shape", shape_text(shape),
+             shape_text(parts.data.sizes()));
   if (parts.qtype.is_floating_point) {
-    check_part(parts.data.to(at::kFloat).isfinite().all().item<bool>(), name, "data", "to be finite",
-               "NaN or Inf");
+    check_part(parts.data.to(at::kFloat).isfinite().all().item<bool>(), name, "data",
+               "to be finite", "NaN or Inf");
   }
 }
 
@@ -84,8 +83,10 @@ WeightScheme resolve_scheme(const at::Tensor& weight, const WeightOptions& optio
                     "[quantal::quantize] '", name, "': expected group size 0 for ",
                     options.qtype.name, ", got ", group);
   TORCH_CHECK_VALUE(group == 0 || row % group == 0 || options.allow_short_group,
-                    "[quantal::quantize] '", name, "': expected a group size that divides the row "
-                    "of ", row, " elements (or allow_short_group), got ", group);
+                    "[quantal::quantize] '", name,
+                    "': expected a group size that divides the row "
+                    "of ",
+                    row, " elements (or allow_short_group), got ", group);
   scheme.group_size = row == 0 ? 0 : group;
   return scheme;
 }
@@ -103,7 +104,8 @@ bool is_frozen(const at::Tensor& tensor) {
 }
 
 at::Tensor quantize_weight(const at::Tensor& weight, const WeightOptions& options) {
-  TORCH_CHECK_VALUE(!is_qtensor(weight), "[quantal::quantize_weight] expected a float tensor, got "
+  TORCH_CHECK_VALUE(!is_qtensor(weight),
+                    "[quantal::quantize_weight] expected a float tensor, got "
                     "a quantized one: dequantize() it first");
   check_weight_dtype(weight.scalar_type(), "quantize_weight");
   const WeightScheme scheme = resolve_scheme(weight, options, "weight");
@@ -111,8 +113,7 @@ at::Tensor quantize_weight(const at::Tensor& weight, const WeightOptions& option
   cover_new_operators();
   return straight_through(weight, [&](const at::Tensor& value) {
     auto codes = std::make_shared<const WeightCodes>(quantize(value, scheme));
-    return make_weight(std::make_shared<WeightCell>(scheme, std::move(codes)),
-                       value.scalar_type());
+    return make_weight(std::make_shared<WeightCell>(scheme, std::move(codes)), value.scalar_type());
   });
 }
 
@@ -127,7 +128,8 @@ at::Tensor make_live_weight(const at::Tensor& weight, std::optional<WeightScheme
 }
 
 at::Tensor live_weight(const at::Tensor& weight, const WeightOptions& options) {
-  TORCH_CHECK_VALUE(!is_qtensor(weight), "[quantal::live_weight] expected a float tensor, got a "
+  TORCH_CHECK_VALUE(!is_qtensor(weight),
+                    "[quantal::live_weight] expected a float tensor, got a "
                     "quantized one");
   check_weight_dtype(weight.scalar_type(), "live_weight");
   const WeightScheme scheme = resolve_scheme(weight, options, "weight");
@@ -161,7 +163,8 @@ at::Tensor quantize_activation(const at::Tensor& x, const QType& qtype, const at
   const float value = one ? scale.item<float>() : 0;
   TORCH_CHECK_VALUE(std::isfinite(value) && value > 0,
                     "[quantal::quantize_activation] expected one finite positive scale that fp32 "
-                    "holds, got ", one ? std::to_string(value) : "none or several");
+                    "holds, got ",
+                    one ? std::to_string(value) : "none or several");
   cover_new_operators();
   return quantize_activation_ste(x, qtype, scale.detach().to(at::kFloat).reshape({}));
 }

@@ -21,7 +21,8 @@ std::optional<RowRange> as_straight_rows(const Geometry& geometry, at::IntArrayR
 }
 
 Geometry swapped(const Geometry& matrix) {
-  return {{matrix.sizes[1], matrix.sizes[0]}, {matrix.strides[1], matrix.strides[0]}, matrix.offset};
+  return {
+      {matrix.sizes[1], matrix.sizes[0]}, {matrix.strides[1], matrix.strides[0]}, matrix.offset};
 }
 
 // Reads geometry as rows of `sizes` where it is that. `transposed` decides where both readings fit:

@@ -134,8 +134,8 @@ struct QTensorImpl final : c10::TensorImpl {
 };
 
 inline bool is_qtensor(const at::Tensor& t) {
-  return t.defined() && t.unsafeGetTensorImpl()->key_set().has_backend(
-                            c10::BackendComponent::PrivateUse3Bit);
+  return t.defined() &&
+         t.unsafeGetTensorImpl()->key_set().has_backend(c10::BackendComponent::PrivateUse3Bit);
 }
 /// Precondition: is_qtensor(t).
 inline QTensorImpl* impl_of(const at::Tensor& t) {
@@ -166,8 +166,8 @@ at::Tensor make_activation(std::shared_ptr<ActivationCell> cell, const Geometry&
 /// An activation over a dense float `value`, which it takes over.
 at::Tensor make_float_activation(const at::Tensor& value, std::shared_ptr<LayerState> traced,
                                  std::shared_ptr<LayerState> pending);
-/// An alias of `base` that shows `geometry` of its cell. Nothing for a live weight whose latent is not
-/// contiguous, other than ranges of its rows.
+/// An alias of `base` that shows `geometry` of its cell. Nothing for a live weight whose latent is
+/// not contiguous, other than ranges of its rows.
 std::optional<at::Tensor> make_alias(const at::Tensor& base, const Geometry& geometry);
 /// `base`, a matrix, as its transpose.
 at::Tensor make_transposed(const at::Tensor& base);

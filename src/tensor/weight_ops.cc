@@ -72,8 +72,7 @@ at::Tensor addmm(const at::Tensor& bias, const at::Tensor& a, const at::Tensor& 
   if (is_linear) {
     return quantized_linear(a, b.t(), dequantize_ste(bias), /*bias_follows=*/false);
   }
-  return at::addmm(dequantize_ste(bias), dequantize_ste(a),
-                   dequantize_ste(b), beta, alpha);
+  return at::addmm(dequantize_ste(bias), dequantize_ste(a), dequantize_ste(b), beta, alpha);
 }
 
 at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
@@ -81,8 +80,7 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const Opti
                        c10::SymIntArrayRef dilation, bool transposed,
                        c10::SymIntArrayRef output_padding, c10::SymInt groups) {
   const auto layer = layer_of(weight);
-  const at::Tensor input =
-      dequantize_ste(prepare_input(layer, x, TokenAxis::kFirstDim));
+  const at::Tensor input = dequantize_ste(prepare_input(layer, x, TokenAxis::kFirstDim));
   const at::Tensor kernel = as_dtype(dequantize_ste(weight), input.scalar_type());
   OptionalTensor added = dequantize_ste(bias);
   if (added) added = as_dtype(*added, input.scalar_type());
@@ -105,17 +103,17 @@ at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, c10::S
   if (is_weight(weight) && weight.dim() == 2) {
     return embedding_ste(weight, rows, padding_idx.expect_int(), scale_grad_by_freq, sparse);
   }
-  return at::embedding_symint(dequantize_ste(weight), rows, padding_idx,
-                              scale_grad_by_freq, sparse);
+  return at::embedding_symint(dequantize_ste(weight), rows, padding_idx, scale_grad_by_freq,
+                              sparse);
 }
 
 at::Tensor layer_norm(const at::Tensor& x, c10::SymIntArrayRef normalized_shape,
                       const OptionalTensor& weight, const OptionalTensor& bias, double eps,
                       bool cudnn_enable) {
   const auto layer = weight ? layer_of(*weight) : nullptr;
-  return finish_output(layer, at::layer_norm_symint(dequantize_ste(x), normalized_shape,
-                                                    dequantize_ste(weight), dequantize_ste(bias),
-                                                    eps, cudnn_enable));
+  return finish_output(
+      layer, at::layer_norm_symint(dequantize_ste(x), normalized_shape, dequantize_ste(weight),
+                                   dequantize_ste(bias), eps, cudnn_enable));
 }
 
 at::Tensor transpose_matrix(const at::Tensor& t) {

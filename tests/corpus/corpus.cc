@@ -81,7 +81,8 @@ std::vector<Case> texts() {
       {"71_nan", one("U8", "[NaN]", "[0,1]", 1), Errc::kInvalidJson},
       {"75_control_character", file("{\"a\x01\":0}"), Errc::kInvalidJson},
       {"75_comment", file("{/**/}"), Errc::kInvalidJson},
-      {"75_trailing_comma", file("{" + entry("t", "U8", "[0]", "[0,0]") + ",}"), Errc::kInvalidJson},
+      {"75_trailing_comma", file("{" + entry("t", "U8", "[0]", "[0,0]") + ",}"),
+       Errc::kInvalidJson},
       {"75_single_quotes", file("{'a':0}"), Errc::kInvalidJson},
       {"75_huge_number", one("U8", "[1e999]", "[0,1]", 1), Errc::kInvalidJson},
   };
@@ -91,21 +92,27 @@ std::vector<Case> keys() {
   const string t = entry("t", "F32", "[1]", "[0,4]");
   const string field = ",\"x\":0";
   return {
-      {"22_twice_other_offsets", file("{" + t + "," + entry("t", "F32", "[1]", "[4,8]") + "}",
-                                      "01234567"),
-       Errc::kDuplicateKey, {}, "tensor 't'"},
-      {"23_twice_other_dtype", file("{" + t + "," + entry("t", "I32", "[1]", "[0,4]") + "}", "0123"),
-       Errc::kDuplicateKey},
+      {"22_twice_other_offsets",
+       file("{" + t + "," + entry("t", "F32", "[1]", "[4,8]") + "}", "01234567"),
+       Errc::kDuplicateKey,
+       {},
+       "tensor 't'"},
+      {"23_twice_other_dtype",
+       file("{" + t + "," + entry("t", "I32", "[1]", "[0,4]") + "}", "0123"), Errc::kDuplicateKey},
       {"24_metadata_twice", file("{\"__metadata__\":{},\"__metadata__\":{}}"), Errc::kDuplicateKey},
       {"24_metadata_null_twice", file("{\"__metadata__\":null,\"__metadata__\":{}}"),
        Errc::kDuplicateKey},
-      {"25_in_metadata", with_metadata("{\"k\":\"1\",\"k\":\"2\"}"), Errc::kDuplicateKey, {}, "'k'"},
+      {"25_in_metadata",
+       with_metadata("{\"k\":\"1\",\"k\":\"2\"}"),
+       Errc::kDuplicateKey,
+       {},
+       "'k'"},
       {"26_field_twice", one("F32", "[1]", "[0,4]", 4, ",\"shape\":[1]"), Errc::kDuplicateKey},
       {"26_unknown_twice", one("F32", "[1]", "[0,4]", 4, field + field), Errc::kDuplicateKey},
       {"26_in_unknown", one("F32", "[1]", "[0,4]", 4, ",\"x\":[{\"a\":{},\"b\":1,\"a\":1}]"),
        Errc::kDuplicateKey},
-      {"27_by_escape", file("{" + t + "," + entry("\\u0074", "F32", "[1]", "[4,8]") + "}",
-                            "01234567"),
+      {"27_by_escape",
+       file("{" + t + "," + entry("\\u0074", "F32", "[1]", "[4,8]") + "}", "01234567"),
        Errc::kDuplicateKey},
       {"27_metadata_by_escape", with_metadata("{\"k\":\"1\",\"\\u006b\":\"2\"}"),
        Errc::kDuplicateKey},
@@ -122,8 +129,8 @@ std::vector<Case> keys() {
       {"32_no_offsets", file("{\"t\":{\"dtype\":\"U8\",\"shape\":[0]}}"), Errc::kInvalidJson},
       {"32_tensor_null", file("{\"t\":null}"), Errc::kInvalidJson},
       {"32_tensor_string", file("{\"t\":\"U8\"}"), Errc::kInvalidJson},
-      {"72_tensor_named_metadata", file("{" + entry("__metadata__", "U8", "[1]", "[0,1]") + "}", "x"),
-       Errc::kInvalidJson},
+      {"72_tensor_named_metadata",
+       file("{" + entry("__metadata__", "U8", "[1]", "[0,1]") + "}", "x"), Errc::kInvalidJson},
   };
 }
 
@@ -192,8 +199,11 @@ std::vector<Case> offsets() {
       {"53_same_bytes", two("[0,2]", "[2]", "[0,2]", "[2]", 2), Errc::kInvalidOffset},
       {"54_hole_between", two("[0,1]", "[1]", "[2,3]", "[1]", 3), Errc::kInvalidOffset, {}, "hole"},
       {"55_hole_first", one("U8", "[1]", "[1,2]", 2), Errc::kInvalidOffset, {}, "hole"},
-      {"56_trailing", file("{" + entry("t", "U8", "[1]", "[0,1]") + "}", "xPK\3\4"),
-       Errc::kInvalidOffset, {}, "1 covered"},
+      {"56_trailing",
+       file("{" + entry("t", "U8", "[1]", "[0,1]") + "}", "xPK\3\4"),
+       Errc::kInvalidOffset,
+       {},
+       "1 covered"},
       {"56_data_without_tensors", file("{}", "x"), Errc::kInvalidOffset},
       {"57_too_few_bytes", one("F32", "[2]", "[0,4]", 4), Errc::kSizeMismatch},
       {"58_too_many_bytes", one("F32", "[1]", "[0,8]", 8), Errc::kSizeMismatch},
@@ -204,21 +214,22 @@ std::vector<Case> offsets() {
       {"61_odd_offset", file(unaligned, "\1abcd"), Errc::kOk},
       {"62_odd_header", file(unaligned + " ", "\1abcd"), Errc::kOk},
       {"67_empty_name", file("{" + entry("", "U8", "[1]", "[0,1]") + "}", "x"), Errc::kOk},
-      {"68_nul_in_name", file("{" + entry("a\\u0000b", "U8", "[1]", "[0,1]") + "}", "x"), Errc::kOk},
+      {"68_nul_in_name", file("{" + entry("a\\u0000b", "U8", "[1]", "[0,1]") + "}", "x"),
+       Errc::kOk},
       {"69_path_in_name", file("{" + entry("../x", "U8", "[1]", "[0,1]") + "}", "x"), Errc::kOk},
       {"69_name_4096", file("{" + entry(string(4096, 'n'), "U8", "[1]", "[0,1]") + "}", "x"),
        Errc::kOk},
       {"69_name_4097", file("{" + entry(string(4097, 'n'), "U8", "[1]", "[0,1]") + "}", "x"),
        Errc::kLimitExceeded},
-      {"73_empty_between", file("{" + entry("a", "U8", "[1]", "[0,1]") + "," +
-                                    entry("b", "U8", "[0]", "[1,1]") + "," +
-                                    entry("c", "U8", "[1]", "[1,2]") + "}",
-                                "xy"),
+      {"73_empty_between",
+       file("{" + entry("a", "U8", "[1]", "[0,1]") + "," + entry("b", "U8", "[0]", "[1,1]") + "," +
+                entry("c", "U8", "[1]", "[1,2]") + "}",
+            "xy"),
        Errc::kOk},
-      {"73_empty_at_both_ends", file("{" + entry("z", "U8", "[0]", "[0,0]") + "," +
-                                         entry("a", "U8", "[1]", "[0,1]") + "," +
-                                         entry("b", "U8", "[0]", "[1,1]") + "}",
-                                     "x"),
+      {"73_empty_at_both_ends",
+       file("{" + entry("z", "U8", "[0]", "[0,0]") + "," + entry("a", "U8", "[1]", "[0,1]") + "," +
+                entry("b", "U8", "[0]", "[1,1]") + "}",
+            "x"),
        Errc::kOk},
       {"74_empty_inside", two("[0,2]", "[2]", "[1,1]", "[0]", 2), Errc::kInvalidOffset},
       {"74_empty_past_end", one("U8", "[0]", "[1,1]", 0), Errc::kInvalidOffset},
@@ -249,15 +260,14 @@ std::vector<Case> cases() {
 
 std::vector<Case> seeds() {
   std::vector<Case> all;
-  const std::vector<std::string> ids = {"21_depth_8",    "29_metadata_null", "44_empty",
-                                        "46_rank_0",     "60_other_order",   "61_odd_offset",
-                                        "64_f4_even",    "65_bool_1",        "68_nul_in_name",
-                                        "73_empty_between"};
+  const std::vector<std::string> ids = {
+      "21_depth_8",    "29_metadata_null", "44_empty",  "46_rank_0",      "60_other_order",
+      "61_odd_offset", "64_f4_even",       "65_bool_1", "68_nul_in_name", "73_empty_between"};
   for (Case& c : cases()) {
     if (std::find(ids.begin(), ids.end(), c.id) != ids.end()) all.push_back(std::move(c));
   }
-  all.push_back({"metadata", with_metadata("{\"format\":\"pt\",\"k\\u00e9\":\"\xC3\xA9\"}"),
-                 Errc::kOk});
+  all.push_back(
+      {"metadata", with_metadata("{\"format\":\"pt\",\"k\\u00e9\":\"\xC3\xA9\"}"), Errc::kOk});
   return all;
 }
 

@@ -13,9 +13,9 @@ namespace quantal::corpus {
 struct Case {
   std::string id;
   std::string bytes;
-  Errc open;                   // of Reader::open
-  Errc data = Errc::kOk;       // the first error over all tensors' data, where it opens
-  std::string message = {};    // a part of the error's message
+  Errc open;                 // of Reader::open
+  Errc data = Errc::kOk;     // the first error over all tensors' data, where it opens
+  std::string message = {};  // a part of the error's message
 };
 
 std::vector<Case> cases();

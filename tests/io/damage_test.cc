@@ -50,10 +50,29 @@ INSTANTIATE_TEST_SUITE_P(Seeds, Damage, testing::ValuesIn(corpus::seeds()),
 // Cuts, repeats, overwrites and splices; the header's length is mostly set right, or nearly all
 // cases would end there.
 std::string mutate(const std::vector<Case>& seeds, std::mt19937_64& random) {
-  static const std::vector<std::string> kTokens = {
-      "[", "]", "{", "}", ",", ":", "\"", "\\", "\\u0000", "\\ud83d\\ude00", "-1", "0", "1e9",
-      "9223372036854775807", "18446744073709551615", "null", "\"__metadata__\":", "\"shape\":",
-      "\"data_offsets\":", "\"dtype\":\"F4\"", "\"BOOL\"", "\xF0\x9F\x98\x80", "\xED\xA0\x80"};
+  static const std::vector<std::string> kTokens = {"[",
+                                                   "]",
+                                                   "{",
+                                                   "}",
+                                                   ",",
+                                                   ":",
+                                                   "\"",
+                                                   "\\",
+                                                   "\\u0000",
+                                                   "\\ud83d\\ude00",
+                                                   "-1",
+                                                   "0",
+                                                   "1e9",
+                                                   "9223372036854775807",
+                                                   "18446744073709551615",
+                                                   "null",
+                                                   "\"__metadata__\":",
+                                                   "\"shape\":",
+                                                   "\"data_offsets\":",
+                                                   "\"dtype\":\"F4\"",
+                                                   "\"BOOL\"",
+                                                   "\xF0\x9F\x98\x80",
+                                                   "\xED\xA0\x80"};
   const auto below = [&](std::size_t n) { return n == 0 ? 0 : random() % n; };
   std::string bytes = seeds[below(seeds.size())].bytes;
   const std::size_t data = bytes.size() - bytes.rfind('}') - 1;  // its own, as none ends in '}'

@@ -15,9 +15,9 @@ TEST(Dtype, names_map_both_ways) {
     names.insert(dtype_name(dtype));
   }
   const std::set<std::string> wanted = {
-      "BOOL", "F4",  "F6_E2M3", "F6_E3M2", "U8",   "I8",  "F8_E5M2", "F8_E4M3",
-      "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I16", "U16", "F16", "BF16", "I32",
-      "U32", "F32", "C64", "F64", "I64", "U64"};
+      "BOOL",    "F4",          "F6_E2M3",     "F6_E3M2", "U8",  "I8",  "F8_E5M2", "F8_E4M3",
+      "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I16",     "U16", "F16", "BF16",    "I32",
+      "U32",     "F32",         "C64",         "F64",     "I64", "U64"};
   EXPECT_EQ(names, wanted);
   EXPECT_EQ(dtype_from_name("f32"), std::nullopt);
   EXPECT_EQ(dtype_from_name(""), std::nullopt);

@@ -24,10 +24,9 @@ using safetensors::TensorInfo;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-constexpr char kTwoTensors[] =
-    R"({"__metadata__":{"z":"1","a":"\u00e9"},)"
-    R"("later":{"dtype":"U8","shape":[3],"data_offsets":[8,11]},)"
-    R"("first":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}  )";
+constexpr char kTwoTensors[] = R"({"__metadata__":{"z":"1","a":"\u00e9"},)"
+                               R"("later":{"dtype":"U8","shape":[3],"data_offsets":[8,11]},)"
+                               R"("first":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}  )";
 
 std::string two_tensors() { return file(kTwoTensors, "\1\2\3\4\5\6\7\10abc"); }
 

@@ -96,9 +96,9 @@ inline safetensors::TensorView bytes_tensor(std::string name, const std::string&
           .size = data.size()};
 }
 
-#define ASSERT_OK(expression)                      \
-  do {                                             \
-    const ::quantal::Status ok_status_ = expression; \
+#define ASSERT_OK(expression)                             \
+  do {                                                    \
+    const ::quantal::Status ok_status_ = expression;      \
     ASSERT_TRUE(ok_status_.ok()) << ok_status_.message(); \
   } while (false)
 

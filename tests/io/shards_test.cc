@@ -34,7 +34,8 @@ class Shards : public testing::Test {
 };
 
 TEST_F(Shards, an_index_is_read) {
-  const auto index = read(R"({"metadata":{"total_size":3.0,"x":[{}]},"weight_map":{"b":"2","a":"1"}})");
+  const auto index =
+      read(R"({"metadata":{"total_size":3.0,"x":[{}]},"weight_map":{"b":"2","a":"1"}})");
   ASSERT_OK(index.status());
   EXPECT_THAT(index.value().weight_map, ElementsAre(Pair("a", "1"), Pair("b", "2")));
 }

@@ -120,10 +120,9 @@ TEST(Writer, the_bytes_are_these) {
       std::vector<TensorView>{bytes_tensor("a", a),
                               {.name = "b", .dtype = Dtype::kF32, .data = b.data(), .size = 4}},
       {{"format", "pt"}}));
-  std::string json =
-      R"({"__metadata__":{"format":"pt"},)"
-      R"("b":{"dtype":"F32","shape":[],"data_offsets":[0,4]},)"
-      R"("a":{"dtype":"U8","shape":[2],"data_offsets":[4,6]}})";
+  std::string json = R"({"__metadata__":{"format":"pt"},)"
+                     R"("b":{"dtype":"F32","shape":[],"data_offsets":[0,4]},)"
+                     R"("a":{"dtype":"U8","shape":[2],"data_offsets":[4,6]}})";
   ASSERT_LE(json.size(), 184u);
   json.resize(184, ' ');
   EXPECT_EQ(slurp(scratch.path()), "\xB8" + std::string(7, '\0') + json + b + a);
