@@ -91,12 +91,14 @@ READ_QUANTIZED = {
     "cdist",
     "cholesky_inverse",
     "cholesky_solve",
+    "einsum",
     "inner",
     "linalg.lstsq",
     "linalg.lstsq.grad_oriented",
     "linalg.multi_dot",
     "linalg.pinv",
     "linalg.pinv.hermitian",
+    "linalg.pinv.singular",
     "matmul",
     "mm",
     "mv",
@@ -109,35 +111,30 @@ READ_QUANTIZED = {
     "nn.functional.conv_transpose3d",
     "nn.functional.embedding",
     "nn.functional.embedding_bag",
-    "nn.functional.linear",
-    "pinverse",
-    "sparse.sampled_addmm",
-    "sparse.mm.reduce",
-    "tensordot",
-}
-
-# Composed of operations of both sorts; which of them meets the weight depends on the arguments:
-# results and gradients must be those of one reading. "[0]": only where the first argument is the
-# weight (conv2d makes a view of an unbatched input, embedding_bag of per_sample_weights).
-READ_EITHER = {
-    "einsum",
-    "linalg.matrix_power",
-    "linalg.pinv.singular",
-    "nn.functional.conv1d[0]",
-    "nn.functional.conv2d[0]",
-    "nn.functional.conv3d[0]",
-    "nn.functional.conv_transpose1d[0]",
-    "nn.functional.conv_transpose2d[0]",
-    "nn.functional.conv_transpose3d[0]",
-    "nn.functional.embedding_bag[3]",
     "nn.functional.layer_norm",
+    "nn.functional.linear",
     "nn.functional.linear_cross_entropy",
     "nn.functional.linear_cross_entropy.chunked",
     "nn.functional.linear_cross_entropy.chunked_none",
     "nn.functional.multi_head_attention_forward",
-    "nn.functional.scaled_dot_product_attention",
     "pca_lowrank",
+    "pinverse",
+    "sparse.mm.reduce",
+    "sparse.sampled_addmm",
     "svd_lowrank",
+    "tensordot",
+}
+
+# Composed of operations of both sorts; which of them meets the weight depends on the arguments:
+# results and gradients must be those of one reading. "[0]": only where argument 0 is the weight
+# (padding="same" pads a float copy; class probabilities are multiplied; products of n and -n).
+READ_EITHER = {
+    "linalg.matrix_power",
+    "nn.functional.conv3d[0]",
+    "nn.functional.linear_cross_entropy.chunked[2]",
+    "nn.functional.linear_cross_entropy.chunked_none[2]",
+    "nn.functional.linear_cross_entropy[2]",
+    "nn.functional.scaled_dot_product_attention",
 }
 
 # In PyTorch 2.13 these give wrong results when they write to out=, for plain tensors too.

@@ -14,6 +14,11 @@ QTYPES = ("qint2", "qint4", "qint8", "qfloat8_e4m3fn", "qfloat8_e4m3fnuz", "qflo
 EIGHT_BITS = QTYPES[2:]
 
 
+def weight(rows: int = 6, columns: int = 8) -> torch.Tensor:
+    """A random float matrix."""
+    return torch.randn(rows, columns)
+
+
 def activation_scale(x: torch.Tensor) -> torch.Tensor:
     """The scale that maps the largest number of `x` to the largest code of qint8."""
     return (x.detach().abs().max() / 127).clamp_min(1e-6)
