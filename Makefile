@@ -24,9 +24,10 @@ build: setup $(RELEASE)/build.ninja ## Build everything, optimised, in build/rel
 test: build ## Build and run every test: ctest, then pytest
 	@scripts/test.sh
 
+# passive: where other programs have the cores, threads that spin take three times as long.
 demo: setup $(RELEASE)/build.ninja ## Train, quantize and save a small network on Fashion-MNIST
 	@cmake --build --preset release --target quantal-demo
-	@$(RELEASE)/examples/cpp/quantal-demo
+	@OMP_WAIT_POLICY=passive $(RELEASE)/examples/cpp/quantal-demo
 
 format: setup ## Format the C++ and Python files
 	@$(CPP_FILES) | xargs -0 $(VENV)/clang-format -i
