@@ -18,6 +18,11 @@
 /// (counted by fallback_count()). A *weight* is frozen (codes only) or live (a float latent that
 /// optimizers step and whose quantized value the compute operations read, with straight-through
 /// gradients). An *activation* holds 8-bit codes and one scale.
+///
+/// Views are quantized as what they view. A write to a live weight or an activation, through any
+/// view, is seen by all of them; a write to a frozen weight raises, except copy_() into the whole
+/// of it. detach() and to() keep weights quantized; clone() of a part of a weight that is no range
+/// of rows gives floats.
 namespace quantal {
 
 /// How quantize_weight() quantizes.
