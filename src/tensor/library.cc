@@ -7,6 +7,7 @@
 #include <quantal/qtensor.h>
 
 #include "tensor/activation_ops.h"
+#include "tensor/attention.h"
 #include "tensor/autograd.h"
 #include "tensor/copy_ops.h"
 #include "tensor/fallback.h"
@@ -44,8 +45,6 @@ constexpr const char* kComputeOps[] = {
     "rnn_tanh_cell",
     "rnn_relu_cell",
     "linalg_multi_dot",
-    "_native_multi_head_attention",
-    "_transformer_encoder_layer_fwd",
     "_grouped_mm",
     "_addmm_activation",
     "conv_tbc",
@@ -204,6 +203,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse3, m) {
   m.impl("_convolution", traced_convolution);
   m.impl("embedding", embedding);
   m.impl("layer_norm", layer_norm);
+  m.impl("_native_multi_head_attention", native_attention);
+  m.impl("_transformer_encoder_layer_fwd", encoder_layer);
   m.impl("t", transpose_matrix);
   m.impl("max_pool1d", max_pool1d);
   m.impl("clone", clone);
@@ -250,6 +251,8 @@ TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse3, m) {
   m.impl("_convolution", traced_convolution);
   m.impl("embedding", embedding);
   m.impl("layer_norm", layer_norm);
+  m.impl("_native_multi_head_attention", native_attention);
+  m.impl("_transformer_encoder_layer_fwd", encoder_layer);
   m.impl("max_pool1d", max_pool1d);
   m.impl("resolve_conj", float_value_ste);
   m.impl("resolve_neg", float_value_ste);
@@ -267,6 +270,19 @@ TORCH_LIBRARY_IMPL(_, SparsePrivateUse3, m) {
 }
 
 TORCH_LIBRARY_IMPL(_, SparseCsrPrivateUse3, m) {
+  m.fallback(CppFunction::makeFromBoxedFunction<&sparse_kernel>());
+}
+
+// Nested sequences beside quantized weights.
+TORCH_LIBRARY_IMPL(aten, NestedTensorPrivateUse3, m) {
+  m.impl("linear", linear);
+  m.impl("matmul", matmul);
+  m.impl("layer_norm", layer_norm);
+  m.impl("_native_multi_head_attention", native_attention);
+  m.impl("_transformer_encoder_layer_fwd", encoder_layer);
+}
+
+TORCH_LIBRARY_IMPL(_, NestedTensorPrivateUse3, m) {
   m.fallback(CppFunction::makeFromBoxedFunction<&sparse_kernel>());
 }
 

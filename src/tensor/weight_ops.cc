@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "tensor/autograd.h"
+#include "tensor/nested.h"
 #include "tensor/qtensor_impl.h"
 
 namespace quantal {
@@ -30,6 +31,9 @@ at::Tensor as_dtype(const at::Tensor& t, at::ScalarType dtype) {
 
 at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                             bool bias_follows) {
+  if (x.is_nested()) {
+    return over_tokens(x, [&](const at::Tensor& rows) { return quantal::linear(rows, weight, bias); });
+  }
   TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == weight.size(1),
                     "[quantal::linear] expected input of shape (…, ", weight.size(1),
                     ") for a weight of shape (out, in) = ", weight.sizes(), ", got ", x.sizes());
@@ -111,6 +115,11 @@ at::Tensor layer_norm(const at::Tensor& x, c10::SymIntArrayRef normalized_shape,
                       const OptionalTensor& weight, const OptionalTensor& bias, double eps,
                       bool cudnn_enable) {
   const auto layer = weight ? layer_of(*weight) : nullptr;
+  if (layer && x.is_nested() && normalized_shape.size() == 1) {
+    return over_tokens(x, [&](const at::Tensor& rows) {
+      return quantal::layer_norm(rows, normalized_shape, weight, bias, eps, cudnn_enable);
+    });
+  }
   return finish_output(
       layer, at::layer_norm_symint(dequantize_ste(x), normalized_shape, dequantize_ste(weight),
                                    dequantize_ste(bias), eps, cudnn_enable));
