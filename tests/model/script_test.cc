@@ -200,18 +200,23 @@ TEST(Script, moves_to_other_dtypes) {
   Script plain = net();
   const at::Tensor plain_exact = run(plain).detach();
   plain.to(torch::kBFloat16);
-  const double rounding =
-      relative_error(run(plain, sample().to(torch::kBFloat16)).detach(), plain_exact);
-  Script model = net();
-  quantize(model, {.weights = qint8});
-  const at::Tensor exact = run(model).detach();
-  for (const bool is_frozen : {false, true}) {
-    if (is_frozen) freeze(model);
+  const at::Tensor x = sample().to(torch::kBFloat16);
+  const double rounding = relative_error(run(plain, x).detach(), plain_exact);
+  for (const QType& qtype : all_qtypes()) {
+    SCOPED_TRACE(std::string(qtype.name));
+    // Shifts are rounded too, a coherent error.
+    const double bound = 2 * rounding + (qtype.is_affine() ? 0.05 : 0);
+    Script model = net();
+    quantize(model, {.weights = qtype});
+    const at::Tensor exact = run(model).detach();
     to(model, torch::kBFloat16);
-    const at::Tensor y = run(model, sample().to(torch::kBFloat16)).detach();
-    EXPECT_EQ(y.scalar_type(), torch::kBFloat16);
-    EXPECT_LT(relative_error(y, exact), 2 * rounding);
+    const at::Tensor live = run(model, x).detach();
+    EXPECT_EQ(live.scalar_type(), torch::kBFloat16);
+    EXPECT_LT(relative_error(live, exact), bound);
+    freeze(model);
+    EXPECT_TRUE(same_bits(run(model, x), live));
     to(model, torch::kFloat32);
+    EXPECT_LT(relative_error(run(model).detach(), exact), bound);
   }
 }
 
