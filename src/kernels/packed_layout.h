@@ -61,6 +61,11 @@ class QUANTAL_API PackedLayout {
   std::int64_t group_lines(std::int64_t group) const {
     return (group_columns(group) + depth() - 1) / depth();
   }
+  /// Columns with every group padded to whole lines: how kernels want a token.
+  std::int64_t padded_begin(std::int64_t group) const { return group * group_lines(0) * depth(); }
+  std::int64_t padded_columns() const {
+    return padded_begin(groups_ - 1) + group_lines(groups_ - 1) * depth();
+  }
   /// Where a group begins, from the beginning of its tile.
   std::int64_t group_offset(std::int64_t group) const { return group * group_bytes_; }
   std::int64_t tile_bytes() const { return tile_bytes_; }

@@ -8,13 +8,14 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/cpu/scratch.h"
 #include "kernels/linear.h"
+#include "kernels/scratch.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
 #include "kernels/cpu/avx2/decode.h"
+#include "kernels/cpu/avx2/rows.h"
 
 namespace quantal::kernels {
 namespace {
@@ -25,9 +26,6 @@ constexpr int kFewTokens = 4;
 constexpr int kBlockTokens = 6;
 constexpr std::int64_t kPanelColumns = 256;
 constexpr int kPrefetchBytes = 2048;
-
-// GCC 12 keeps arrays of registers in memory unless the loops over them are unrolled early.
-#define QUANTAL_UNROLL _Pragma("GCC unroll 8")
 
 // fp32 activations with every group padded to whole lines, so that no kernel reads past the end.
 class Activations {

@@ -1,0 +1,75 @@
+#include "kernels/token_codes.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace quantal::kernels {
+namespace {
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Not a multiple of 4096, where tokens would compete for the same lines of the cache.
+std::int64_t stride_for(std::int64_t columns) { return ceil_div(columns, 64) * 64 + 64; }
+
+}  // namespace
+
+TokenCodes::TokenCodes(const PackedLayout& layout, std::int64_t tokens)
+    : tokens_(tokens),
+      stride_(stride_for(layout.padded_columns())),
+      blocks_per_group_(std::max<std::int64_t>(
+          1, ceil_div(layout.group_lines(0) * layout.depth(), kBlockColumns))),
+      blocks_(layout.groups() * blocks_per_group_),
+      codes_(ceil_div(tokens * stride_, 4)),
+      sums_(tokens * blocks_),
+      scales_(tokens) {}
+
+void TokenCodes::finish(const PackedLayout& layout, std::int64_t token) const {
+  std::int8_t* out = codes(token);
+  std::int32_t* sum = sums(token);
+  for (std::int64_t group = 0; group < layout.groups(); ++group) {
+    std::int8_t* from = out + layout.padded_begin(group);
+    const std::int64_t columns = layout.group_columns(group);
+    std::memset(from + columns, 0, layout.group_lines(group) * layout.depth() - columns);
+    for (std::int64_t block = 0; block < blocks_per_group_; ++block) {
+      const std::int64_t begin = std::min(columns, block * kBlockColumns);
+      const std::int64_t end = std::min(columns, begin + kBlockColumns);
+      std::int32_t total = 0;
+      for (std::int64_t c = begin; c < end; ++c) total += from[c];
+      *sum++ = total;
+    }
+  }
+}
+
+void quantize_tokens__portable(const PackedLayout& layout, const TokenSource& source,
+                               std::int64_t begin, std::int64_t end, const TokenCodes& out) {
+  for (std::int64_t t = begin; t < end; ++t) {
+    float absmax = 0;
+    bool is_finite = true;
+    for (std::int64_t c = 0; c < layout.spec().columns && source.codes == nullptr; ++c) {
+      const float value = load_float(source.x, t * source.stride + c, source.type);
+      is_finite = is_finite && std::isfinite(value);
+      absmax = std::max(absmax, std::abs(value));
+    }
+    const float scale = source.codes != nullptr
+                            ? source.scale
+                            : std::max(absmax / 127, std::numeric_limits<float>::min());
+    out.scale(t) = is_finite ? scale : std::numeric_limits<float>::quiet_NaN();
+    for (std::int64_t group = 0; group < layout.groups(); ++group) {
+      std::int8_t* to = out.codes(t) + layout.padded_begin(group);
+      for (std::int64_t c = 0; c < layout.group_columns(group); ++c) {
+        const std::int64_t from = t * source.stride + layout.group_begin(group) + c;
+        if (source.codes != nullptr) {
+          to[c] = source.codes[from];
+        } else {
+          const float value = is_finite ? load_float(source.x, from, source.type) / scale : 0;
+          to[c] = static_cast<std::int8_t>(std::clamp(std::nearbyint(value), -127.0F, 127.0F));
+        }
+      }
+    }
+    out.finish(layout, t);
+  }
+}
+
+}  // namespace quantal::kernels
