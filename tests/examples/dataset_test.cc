@@ -37,7 +37,7 @@ TEST(Dataset, limit_keeps_the_first_images) {
 TEST(Dataset, inputs_are_in_minus_one_to_one_and_end_with_the_data) {
   const ScratchFolder folder;
   write_dataset(folder.path(), 3);
-  std::string pixels(3 * 784, '\0');
+  std::string pixels(3UL * 784, '\0');
   pixels.back() = '\xff';
   write_plain(folder / "t10k-images-idx3-ubyte", idx_bytes({3, 28, 28}, pixels));
   const torch::Tensor inputs = load_dataset(folder.path(), 0).test.inputs(1, 128);

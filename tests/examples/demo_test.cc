@@ -1,6 +1,7 @@
 // Runs the demo program: once on a part of the data, and on inputs that it must refuse.
-#include <stdio.h>
 #include <sys/wait.h>
+
+#include <cstdio>
 
 #include <torch/torch.h>
 
@@ -34,7 +35,8 @@ struct Finished {
 };
 
 Finished run_demo(const std::string& arguments) {
-  FILE* pipe = popen((std::string(QUANTAL_DEMO) + " " + arguments + " 2>&1").c_str(), "r");
+  FILE* pipe = popen(  // NOLINT(bugprone-command-processor): the arguments are the tests' own
+      (std::string(QUANTAL_DEMO) + " " + arguments + " 2>&1").c_str(), "r");
   Finished run;
   std::array<char, 4096> buffer{};
   while (const size_t got = fread(buffer.data(), 1, buffer.size(), pipe)) {

@@ -174,8 +174,8 @@ template <typename Impl>
 Tensors only_weights(Impl& rnn, size_t a_layer) {
   Tensors weights;
   const Tensors all = rnn.all_weights();
-  for (size_t i = 0; i < all.size(); ++i) {
-    if (all[i].dim() == 2) weights.push_back(all[i]);
+  for (const at::Tensor& t : all) {
+    if (t.dim() == 2) weights.push_back(t);
   }
   EXPECT_EQ(all.size() % a_layer, 0u);
   return weights;

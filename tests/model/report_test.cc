@@ -66,7 +66,7 @@ TEST(Report, counts_the_bytes_of_codes_scales_and_shifts) {
       EXPECT_EQ(linear.bytes_after, expected.bytes);
       EXPECT_EQ(linear.left_alone, "");
       EXPECT_EQ(found.bytes_before, before);
-      EXPECT_EQ(found.bytes_after, before - 4096 * 4 + expected.bytes);
+      EXPECT_EQ(found.bytes_after, before - 4096L * 4 + expected.bytes);
     }
     EXPECT_FALSE(live.layers.at(2).frozen);
     EXPECT_TRUE(report(net).layers.at(2).frozen);

@@ -47,7 +47,7 @@ Script conv_module(std::int64_t in, std::int64_t out) {
 Script net() {
   torch::manual_seed(4);
   Script head("__torch__.Head");
-  head.register_module("fc1", linear_module(4 * 36, 16));
+  head.register_module("fc1", linear_module(4L * 36, 16));
   head.register_module("fc2", linear_module(16, 5, /*has_bias=*/false));
   head.define(
       "def forward(self, x):\n  return self.fc2.forward(torch.tanh(self.fc1.forward(x)))\n");

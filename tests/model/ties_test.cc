@@ -207,7 +207,7 @@ TEST(Containers, the_root_may_be_a_layer_on_the_stack_or_in_a_holder) {
 TEST(Containers, a_subclass_of_a_layer_is_that_layer) {
   struct Scaled : nn::LinearImpl {
     using LinearImpl::LinearImpl;
-    at::Tensor forward(const at::Tensor& x) { return LinearImpl::forward(x) * 2; }
+    at::Tensor scaled_forward(const at::Tensor& x) { return forward(x) * 2; }
   } scaled(4, 4);
   quantize(scaled, {.weights = qint8});
   EXPECT_TRUE(is_live(scaled.weight));

@@ -197,8 +197,8 @@ INSTANTIATE_TEST_SUITE_P(All, Numerics,
                          });
 
 TEST(Denormals, give_the_same_codes_with_and_without_flush_to_zero) {
-  if (!at::globalContext().setFlushDenormal(true)) GTEST_SKIP() << "no flush-to-zero here";
-  at::globalContext().setFlushDenormal(false);
+  if (!at::Context::setFlushDenormal(true)) GTEST_SKIP() << "no flush-to-zero here";
+  at::Context::setFlushDenormal(false);
   const int threads = at::get_num_threads();
   at::set_num_threads(1);  // the mode is the thread's own
   std::vector<double> sizes;
@@ -209,9 +209,9 @@ TEST(Denormals, give_the_same_codes_with_and_without_flush_to_zero) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
       const at::Tensor weight = rows.to(dtype);
       const auto kept = parts(quantize_weight(weight, {.qtype = qtype}));
-      at::globalContext().setFlushDenormal(true);
+      at::Context::setFlushDenormal(true);
       const auto flushed = parts(quantize_weight(weight, {.qtype = qtype}));
-      at::globalContext().setFlushDenormal(false);
+      at::Context::setFlushDenormal(false);
       EXPECT_TRUE(at::equal(kept.scale, flushed.scale)) << qtype.name;
       const at::Tensor kept_codes = kept.data.to(at::kFloat);  // -0 is 0
       EXPECT_TRUE(at::equal(kept_codes, flushed.data.to(at::kFloat))) << qtype.name;

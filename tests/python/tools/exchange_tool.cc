@@ -94,8 +94,8 @@ void quantize_script(const std::vector<std::string>& words) {
   model.train(words[5] == "train");
   std::map<std::string, at::Tensor> outputs;
   record(model, input, "float", outputs);
-  const q::QuantizeOptions options{.weights = q::find_qtype(words[3]),
-                                   .activations = q::find_qtype(words[4])};
+  q::QuantizeOptions options{.weights = q::find_qtype(words[3])};
+  options.activations = q::find_qtype(words[4]);
   q::quantize(model, options);
   record(model, input, "live", outputs);
   if (options.activations) {
@@ -124,7 +124,7 @@ int run(const std::vector<std::string>& words) {
   model->eval();
   if (words[0] == "write" && words.size() == 7) {
     q::load(model, words[3]);
-    q::quantize(model, {.weights = q::find_qtype(words[2]).value()});
+    q::quantize(model, {.weights = q::find_qtype(words[2])});
     q::freeze(model);
     q::save(model, words[5]);
     write_output(model, words[4], dtype, words[6]);

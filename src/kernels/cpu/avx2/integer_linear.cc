@@ -58,7 +58,7 @@ struct NarrowDot {
         QUANTAL_UNROLL for (int plane = 0; plane < kPlanes; ++plane) {
           const __m256i codes = _mm256_and_si256(_mm256_srli_epi16(words, bits * plane), mask);
           QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-            const __m256i values = broadcast_word(x + t * stride + i * kDepth + 4 * plane);
+            const __m256i values = broadcast_word(x + t * stride + i * kDepth + 4L * plane);
             pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(codes, values));
           }
         }
