@@ -71,6 +71,18 @@ void store_float(void* data, std::int64_t index, FloatType type, float value) {
       type == FloatType::kF16 ? f16_bits(value) : bf16_bits(value);
 }
 
+void store_floats(void* data, std::int64_t index, FloatType type, const float* values,
+                  std::int64_t count) {
+  if (type == FloatType::kF32) {
+    std::memcpy(static_cast<float*>(data) + index, values, count * sizeof(float));
+    return;
+  }
+  auto* out = static_cast<std::uint16_t*>(data) + index;
+  for (std::int64_t i = 0; i < count; ++i) {
+    out[i] = type == FloatType::kF16 ? f16_bits(values[i]) : bf16_bits(values[i]);
+  }
+}
+
 float e4m3fn_value(std::uint8_t code) {
   if ((code & 0x7F) == 0x7F) return std::numeric_limits<float>::quiet_NaN();
   return e4m3_value(code, 0x1p8F);

@@ -17,6 +17,10 @@ QUANTAL_API float load_float(const void* data, std::int64_t index, FloatType typ
 /// Rounds half to even; NaN stays NaN, fp16 overflows to infinity.
 QUANTAL_API void store_float(void* data, std::int64_t index, FloatType type, float value);
 
+/// The same for `count` elements from data[index] on.
+QUANTAL_API void store_floats(void* data, std::int64_t index, FloatType type, const float* values,
+                              std::int64_t count);
+
 /// The value of a float8 code.
 QUANTAL_API float e4m3fn_value(std::uint8_t code);
 QUANTAL_API float e4m3fnuz_value(std::uint8_t code);

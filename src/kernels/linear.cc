@@ -1,32 +1,6 @@
 #include "kernels/linear.h"
 
-#include <algorithm>
-
 namespace quantal::kernels {
-namespace {
-
-// fp16 saturates, as dequantizing the canonical form does.
-float in_range(float value, FloatType type) {
-  return type == FloatType::kF16 ? std::clamp(value, -65504.0F, 65504.0F) : value;
-}
-
-void dequantize_row(const PackedLayout& layout, const std::byte* weight, std::int64_t row,
-                    FloatType type, void* y, std::int64_t y_row) {
-  const std::byte* tile = weight + row / PackedLayout::kTileRows * layout.tile_bytes();
-  const auto r = row % PackedLayout::kTileRows;
-  for (std::int64_t group = 0; group < layout.groups(); ++group) {
-    const GroupScales scales = load_scales(layout, tile, group);
-    const std::int64_t first = layout.group_begin(group);
-    for (std::int64_t c = first; c < first + layout.group_columns(group); ++c) {
-      const float code = code_value(layout.spec().qtype, packed_code(layout, weight, row, c));
-      const float value = code * scales.scale[r] - scales.shift[r];
-      store_float(y, y_row * layout.spec().columns + c, type, in_range(value, type));
-    }
-  }
-}
-
-}  // namespace
-
 LinearKernel find_linear(Isa isa, const WeightSpec&) {
   switch (isa) {
     case Isa::kAvx2:
@@ -69,15 +43,6 @@ float code_value(QTypeId qtype, std::uint8_t packed) {
       return e5m2_value(packed);
   }
   return 0;
-}
-
-void dequantize_rows(const PackedLayout& layout, const std::byte* weight,
-                     const std::int64_t* indices, std::int64_t count, FloatType type, void* y,
-                     const ParallelFor& parallel_for) {
-  parallel_for(count, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i)
-      dequantize_row(layout, weight, indices[i], type, y, i);
-  });
 }
 
 }  // namespace quantal::kernels

@@ -34,6 +34,11 @@ QUANTAL_API void dequantize_rows(const PackedLayout& layout, const std::byte* we
                                  const std::int64_t* indices, std::int64_t count, FloatType type,
                                  void* y, const ParallelFor& parallel_for = serial_for);
 
+/// Rows [begin, begin + count) of the weight as `type`, (count, columns) at y.
+QUANTAL_API void dequantize_range(const PackedLayout& layout, const std::byte* weight,
+                                  std::int64_t begin, std::int64_t count, FloatType type, void* y,
+                                  const ParallelFor& parallel_for = serial_for);
+
 void linear__portable(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx2(const LinearArgs& args, const ParallelFor& parallel_for);
 

@@ -44,9 +44,6 @@ class CanonicalCodes {
   std::int64_t packed_rows_;
 };
 
-// Where column j of a line lies in a row's four bytes, read as one little-endian word.
-constexpr int bit_of(int bits, int j) { return 8 * (j % 4) + bits * (j / 4); }
-
 // int8 is stored as code + 128: what unsigned-by-signed dot products take.
 std::uint32_t flip_of(const WeightSpec& spec) {
   return spec.qtype == QTypeId::kInt8 ? 0x80808080U : 0;

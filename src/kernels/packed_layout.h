@@ -105,6 +105,9 @@ QUANTAL_API void unpack(const PackedLayout& layout, const std::byte* packed,
 /// Bytes of the canonical data.
 QUANTAL_API std::int64_t canonical_data_size(const WeightSpec& spec);
 
+/// Where column `j` of a line lies in a row's four bytes, read as one little-endian word.
+constexpr int bit_of(int bits, int j) { return 8 * (j % 4) + bits * (j / 4); }
+
 /// The code in the packed form, as stored (int8: code + 128): the plain reading of the drawing
 /// above, which every kernel is tested against.
 QUANTAL_API std::uint8_t packed_code(const PackedLayout& layout, const std::byte* packed,

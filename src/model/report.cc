@@ -21,7 +21,7 @@ std::int64_t float_bytes(const at::Tensor& t) { return t.numel() * t.element_siz
 
 std::int64_t packed_bytes(const at::Tensor& t) {
   if (!is_weight(t) || !impl_of(t)->weight->scheme()) return float_bytes(t);
-  return weight_codes(t)->nbytes();
+  return impl_of(t)->weight->nbytes();
 }
 
 LayerReport layer_report(const ModuleEntry& entry, const Slot& slot) {

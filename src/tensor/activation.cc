@@ -97,6 +97,12 @@ at::Tensor fake_quantize_tokens(const at::Tensor& x, const QType& qtype, TokenAx
       x, [&](const at::Tensor& value) { return fake_quantize(value, qtype, axis); });
 }
 
+bool quantizes_dynamically(const std::shared_ptr<LayerState>& layer, const at::Tensor& x) {
+  return layer && layer->activations && layer->quantizes_input && !observer_of(*layer) &&
+         !layer->input_scale.defined() &&
+         !(has_codes(x) && impl_of(x)->activation->qtype == *layer->activations);
+}
+
 at::Tensor prepare_input(const std::shared_ptr<LayerState>& layer, const at::Tensor& x,
                          TokenAxis axis) {
   if (!layer || !layer->activations || !layer->quantizes_input) return x;

@@ -22,6 +22,9 @@ at::Tensor quantize_activation_ste(const at::Tensor& x, const QType& qtype,
 /// straight-through gradient.
 at::Tensor fake_quantize_tokens(const at::Tensor& x, const QType& qtype, TokenAxis axis);
 
+/// Whether prepare_input() would quantize x with one scale a token.
+bool quantizes_dynamically(const std::shared_ptr<LayerState>& layer, const at::Tensor& x);
+
 /// Ends a layer whose bias was added in place: observes or quantizes the value, as finish_output
 /// would have.
 void finish_pending(const at::Tensor& activation);

@@ -70,8 +70,8 @@ std::tuple<at::Tensor, at::Tensor> native_attention(
     mixed = weights.matmul(v);
     if (average_attn_weights) weights = weights.mean(1);
   } else {
-    mixed = at::scaled_dot_product_attention(
-        q, k, v, added.defined() ? std::optional(added) : std::nullopt);
+    mixed = at::scaled_dot_product_attention(q, k, v,
+                                             added.defined() ? std::optional(added) : std::nullopt);
   }
   const at::Tensor joined = mixed.transpose(1, 2).reshape({mixed.size(0), -1, embed_dim});
   return {quantal::linear(joined, proj_weight, proj_bias), weights};

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "tensor/activation.h"
 #include "tensor/qtensor_impl.h"
 
 namespace quantal {
@@ -33,8 +34,53 @@ struct StraightThrough : Function<StraightThrough> {
   }
 };
 
-at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  const at::Tensor input = is_qtensor(x) ? quantized_value(x) : x;
+// How a linear quantizes its input.
+enum class Input : std::uint8_t {
+  kAsItIs,
+  kDynamicInt8,  // one scale a token, as fake_quantize_tokens()
+};
+
+// A weight whose rows the CPU's kernels compute alone, with where they are.
+struct PackedRows {
+  std::shared_ptr<const PackedWeight> weight;
+  RowRange rows;
+};
+
+std::optional<PackedRows> packed_rows(const at::Tensor& weight) {
+  if (!is_weight(weight) || !impl_of(weight)->weight->scheme() || !weight.device().is_cpu()) {
+    return std::nullopt;
+  }
+  const auto rows = rows_of(weight);
+  if (!rows || rows->transposed || !PackedWeight::begins_tile(rows->begin)) return std::nullopt;
+  auto packed = impl_of(weight)->weight->packed();
+  if (!packed) return std::nullopt;
+  return PackedRows{std::move(packed), *rows};
+}
+
+at::Tensor packed_linear(const PackedRows& w, const at::Tensor& x, const at::Tensor& bias,
+                         Input input) {
+  const at::Tensor added = bias.defined() ? bias.to(x.scalar_type()) : bias;
+  const auto [begin, count] = std::pair(w.rows.begin, w.rows.count);
+  if (has_codes(x) && impl_of(x)->activation->qtype == qint8 && w.weight->is_integer()) {
+    const float scale = impl_of(x)->activation->scale.item<float>();
+    return w.weight->static_linear(activation_codes(x), scale, x.scalar_type(), added, begin,
+                                   count);
+  }
+  at::Tensor value = is_qtensor(x) ? quantized_value(x) : x;
+  if (input == Input::kDynamicInt8) {
+    if (w.weight->is_integer()) return w.weight->dynamic_linear(value, added, begin, count);
+    value = fake_quantize_tokens(value, qint8, TokenAxis::kLastDim);
+  }
+  return w.weight->linear(value, added, begin, count);
+}
+
+at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                          Input how) {
+  if (PackedWeight::takes_activations(x)) {
+    if (const auto packed = packed_rows(weight)) return packed_linear(*packed, x, bias, how);
+  }
+  at::Tensor input = is_qtensor(x) ? quantized_value(x) : x;
+  if (how == Input::kDynamicInt8) input = fake_quantize_tokens(input, qint8, TokenAxis::kLastDim);
   at::Tensor matrix = is_qtensor(weight) ? quantized_value(weight) : weight;
   if (matrix.scalar_type() != input.scalar_type()) matrix = matrix.to(input.scalar_type());
   return at::linear(input, matrix, bias.defined() ? bias.to(input.scalar_type()) : bias);
@@ -47,17 +93,19 @@ at::Tensor as_matrix(const at::Tensor& t) {
 
 struct Linear : Function<Linear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
-                            const std::optional<at::Tensor>& bias) {
+                            const std::optional<at::Tensor>& bias, bool is_dynamic) {
     at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({x, weight});
+    context->saved_data["is_dynamic"] = is_dynamic;
     if (bias) context->saved_data["bias_dtype"] = bias->scalar_type();
-    return linear_forward(x, weight, bias.value_or(at::Tensor()));
+    return linear_forward(x, weight, bias.value_or(at::Tensor()),
+                          is_dynamic ? Input::kDynamicInt8 : Input::kAsItIs);
   }
 
   // Written in differentiable operations, so that it can be differentiated again.
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const at::Tensor& grad = grads[0];
-    if (!grad.defined()) return {at::Tensor(), at::Tensor(), at::Tensor()};
+    if (!grad.defined()) return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
     const variable_list saved = context->get_saved_variables();
     const at::Tensor rows = as_matrix(grad);
     at::Tensor grad_x, grad_weight, grad_bias;
@@ -66,13 +114,16 @@ struct Linear : Function<Linear> {
       grad_x = rows.mm(weight).reshape(saved[0].sizes());
     }
     if (context->needs_input_grad(1)) {
-      const at::Tensor x = as_matrix(dequantize_ste(saved[0]));
+      at::Tensor x = as_matrix(dequantize_ste(saved[0]));
+      if (context->saved_data["is_dynamic"].toBool()) {
+        x = fake_quantize_tokens(x, qint8, TokenAxis::kLastDim);
+      }
       grad_weight = rows.t().mm(x).to(saved[1].scalar_type());
     }
     if (context->saved_data.count("bias_dtype") && context->needs_input_grad(2)) {
       grad_bias = rows.sum(0).to(context->saved_data["bias_dtype"].toScalarType());
     }
-    return {grad_x, grad_weight, grad_bias};
+    return {grad_x, grad_weight, grad_bias, at::Tensor()};
   }
 };
 
@@ -85,7 +136,7 @@ at::Tensor embedding_forward(const at::Tensor& weight, const at::Tensor& indices
   std::vector<std::int64_t> sizes = indices.sizes().vec();
   sizes.insert(sizes.end(), weight.sizes().begin() + 1, weight.sizes().end());
   const at::Tensor flat = indices.reshape(-1).to(at::kLong);
-  return decode_rows(*weight_codes(weight), flat, weight.scalar_type()).reshape(sizes);
+  return impl_of(weight)->weight->decode_rows(flat, weight.scalar_type()).reshape(sizes);
 }
 
 struct Embedding : Function<Embedding> {
@@ -124,14 +175,16 @@ at::Tensor dequantize_ste(const at::Tensor& t) {
 
 at::Tensor float_value_ste(const at::Tensor& t) { return straight_through(t, float_value); }
 
-at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                      bool is_dynamic) {
   const bool graph =
       x.requires_grad() || weight.requires_grad() || (bias.defined() && bias.requires_grad());
   if (records_gradients() && graph) {
-    return Linear::apply(x, weight, bias.defined() ? std::optional(bias) : std::nullopt);
+    return Linear::apply(x, weight, bias.defined() ? std::optional(bias) : std::nullopt,
+                         is_dynamic);
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return linear_forward(x, weight, bias);
+  return linear_forward(x, weight, bias, is_dynamic ? Input::kDynamicInt8 : Input::kAsItIs);
 }
 
 at::Tensor embedding_ste(const at::Tensor& weight, const at::Tensor& indices,

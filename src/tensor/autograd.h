@@ -20,8 +20,10 @@ at::Tensor dequantize_ste(const at::Tensor& t);
 at::Tensor float_value_ste(const at::Tensor& t);
 
 /// y = x·wᵀ (+ bias) over the quantized values of x and w, in x's dtype: x (…, in), w (out, in),
-/// bias (out) or undefined. Keeps codes, not floats, for the backward pass.
-at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
+/// bias (out) or undefined. Keeps codes, not floats, for the backward pass. `is_dynamic`: x is
+/// quantized to int8 first, as fake_quantize_tokens() does.
+at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                      bool is_dynamic = false);
 
 /// Rows `indices` of the quantized value of `weight` (rows, columns).
 at::Tensor embedding_ste(const at::Tensor& weight, const at::Tensor& indices,

@@ -13,9 +13,9 @@ at::Tensor over_tokens(const at::Tensor& nested,
                     "[quantal] expected a nested tensor of matrices, (batch, tokens, features)");
   const at::Tensor tokens = sizes.select(1, 0), features = sizes.select(1, 1);
   const auto in = features[0].item<std::int64_t>();
-  TORCH_CHECK_VALUE(features.eq(in).all().item<bool>(),
-                    "[quantal] expected a nested tensor with as many features in every matrix, got ",
-                    features);
+  TORCH_CHECK_VALUE(
+      features.eq(in).all().item<bool>(),
+      "[quantal] expected a nested tensor with as many features in every matrix, got ", features);
   const at::Tensor rows = nested.contiguous().values().view({-1, in});
   const at::Tensor result = dequantize_ste(run(rows));
   const std::int64_t out = result.size(1);

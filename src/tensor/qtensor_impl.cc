@@ -2,8 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <cstring>
-
 namespace quantal {
 namespace {
 
@@ -39,121 +37,20 @@ std::optional<RowRange> as_rows(const Geometry& geometry, at::IntArrayRef sizes,
   return std::nullopt;
 }
 
-// VariableVersion is one pointer to a shared counter, which it does not show.
-bool is_same_counter(const c10::VariableVersion& a, const c10::VariableVersion& b) {
-  static_assert(sizeof(c10::VariableVersion) == sizeof(void*));
-  return std::memcmp(&a, &b, sizeof(a)) == 0;  // NOLINT(bugprone-suspicious-memory-comparison)
-}
-
-// Rows [begin, begin + count) of the float value. Few rows are decoded without the others.
-at::Tensor decode_range(const WeightCodes& codes, std::int64_t begin, std::int64_t count,
-                        at::ScalarType dtype) {
-  if (count == codes.rows()) return decode_weight(codes, dtype);
-  if (2 * count > codes.rows()) return decode_weight(codes, dtype).narrow(0, begin, count);
-  const auto options = at::dtype(at::kLong).device(codes.data.device());
-  return decode_rows(codes, at::arange(begin, begin + count, options), dtype);
-}
-
 // The float value of the elements that `geometry` shows.
-at::Tensor decode_view(const WeightCodes& codes, const Geometry& geometry, at::ScalarType dtype) {
+at::Tensor decode_view(WeightCell& cell, const Geometry& geometry, at::ScalarType dtype) {
   if (c10::multiply_integers(geometry.sizes) == 0) {
-    return at::empty(geometry.sizes, at::dtype(dtype).device(codes.data.device()));
+    return at::empty(geometry.sizes, at::dtype(dtype).device(cell.device()));
   }
-  const std::int64_t row = codes.row_length();
+  const std::int64_t row = c10::multiply_integers(cell.sizes().slice(1));
   const std::int64_t begin = geometry.offset / row;
   const std::int64_t end = (geometry.extent() - 1) / row + 1;
-  const at::Tensor flat = decode_range(codes, begin, end - begin, dtype).contiguous().flatten();
+  const at::Tensor flat = cell.decode(begin, end - begin, dtype).contiguous().flatten();
   return flat.as_strided(geometry.sizes, geometry.strides,
                          flat.storage_offset() + geometry.offset - begin * row);
 }
 
 }  // namespace
-
-WeightCell::WeightCell(std::optional<WeightScheme> scheme, at::Tensor latent)
-    : scheme_(std::move(scheme)), latent_(std::move(latent)) {}
-
-WeightCell::WeightCell(std::optional<WeightScheme> scheme, std::shared_ptr<const WeightCodes> codes)
-    : scheme_(std::move(scheme)), codes_(std::move(codes)) {}
-
-at::IntArrayRef WeightCell::sizes() const {
-  return live() ? latent_.sizes() : at::IntArrayRef(codes_->sizes);
-}
-
-at::Device WeightCell::device() const { return live() ? latent_.device() : codes_->data.device(); }
-
-WeightCell::CacheKey WeightCell::cache_key() const {
-  return {latent_._version(), latent_.const_data_ptr()};
-}
-
-std::shared_ptr<const WeightCodes> WeightCell::codes() {
-  std::lock_guard lock(mutex_);
-  if (!live()) {
-    lost_write_ = views_were_written() || lost_write_;
-    TORCH_CHECK(!lost_write_, "[quantal] a view of a frozen weight of shape ", sizes(),
-                " was written; frozen weights hold codes that such a write cannot change. Use "
-                "copy_(), or write before freeze()");
-    return codes_;
-  }
-  const bool written = views_were_written() || has_unwatched_view_;
-  if (!written && codes_ && cached_for_ == cache_key()) return codes_;
-  // The cache outlives an InferenceMode in which it is filled.
-  c10::InferenceMode normal(false);
-  at::AutoDispatchBelowADInplaceOrView below;
-  const CacheKey key = cache_key();
-  codes_ = std::make_shared<const WeightCodes>(quantize(latent_, *scheme_));
-  cached_for_ = key;
-  return codes_;
-}
-
-void WeightCell::freeze(std::shared_ptr<const WeightCodes> codes) {
-  std::lock_guard lock(mutex_);
-  codes_ = std::move(codes);
-  latent_ = at::Tensor();
-  cached_for_.reset();
-  views_were_written();
-}
-
-void WeightCell::replace_codes(std::shared_ptr<const WeightCodes> codes) {
-  std::lock_guard lock(mutex_);
-  codes_ = std::move(codes);
-  lost_write_ = false;
-  // The operation moves the version after its kernel returned.
-  for (Watched& watched : watched_) watched.seen.reset();
-}
-
-void WeightCell::seed_cache(std::shared_ptr<const WeightCodes> codes) {
-  std::lock_guard lock(mutex_);
-  codes_ = std::move(codes);
-  cached_for_ = cache_key();
-}
-
-void WeightCell::watch(const c10::VariableVersion& counter) {
-  std::lock_guard lock(mutex_);
-  if (!counter.enabled()) {
-    has_unwatched_view_ = true;
-    return;
-  }
-  for (const Watched& watched : watched_) {
-    if (is_same_counter(watched.counter, counter)) return;
-  }
-  watched_.push_back({counter, counter.current_version()});
-}
-
-// Since it was last asked. Forgets counters that nobody else has any more.
-bool WeightCell::views_were_written() {
-  if (watched_.empty()) return false;
-  bool written = false;
-  std::vector<Watched> kept;
-  for (Watched& watched : watched_) {
-    const bool last = watched.counter.unique();
-    const std::uint32_t version = watched.counter.current_version();
-    written = written || version != watched.seen.value_or(version);
-    watched.seen = version;
-    if (!last) kept.push_back(std::move(watched));
-  }
-  watched_ = std::move(kept);
-  return written;
-}
 
 Geometry Geometry::of(const at::Tensor& t) {
   return {t.sizes().vec(), t.strides().vec(), t.storage_offset()};
@@ -348,10 +245,10 @@ at::Tensor quantized_value(const at::Tensor& t) {
     return activation_codes(t).to(at::kFloat).mul_(cell.scale).to(t.scalar_type());
   }
   if (!impl->weight->scheme()) return latent_of(t);
-  const auto codes = weight_codes(t);
+  WeightCell& cell = *impl->weight;
   const auto rows = rows_of(t);
-  if (!rows) return decode_view(*codes, Geometry::of(t), t.scalar_type());
-  const at::Tensor part = decode_range(*codes, rows->begin, rows->count, t.scalar_type());
+  if (!rows) return decode_view(cell, Geometry::of(t), t.scalar_type());
+  const at::Tensor part = cell.decode(rows->begin, rows->count, t.scalar_type());
   return rows->transposed ? part.t() : part;
 }
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -11,62 +10,10 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/TensorImpl.h>
 
-#include "ops/weight_codes.h"
-#include "quantizers/weight_scheme.h"
 #include "tensor/layer_state.h"
+#include "tensor/weight_cell.h"
 
 namespace quantal {
-
-/// What a weight is, shared by the weight and every alias of it (detach, t, row slices).
-class WeightCell {
- public:
-  /// Live, over `latent` (not an inference tensor). Without a scheme: a float weight that only
-  /// carries its layer's activations (LayerNorm).
-  WeightCell(std::optional<WeightScheme> scheme, at::Tensor latent);
-  /// Frozen.
-  WeightCell(std::optional<WeightScheme> scheme, std::shared_ptr<const WeightCodes> codes);
-
-  bool live() const { return latent_.defined(); }
-  const at::Tensor& latent() const { return latent_; }
-  const std::optional<WeightScheme>& scheme() const { return scheme_; }
-  /// The logical sizes: (rows, …).
-  at::IntArrayRef sizes() const;
-  at::Device device() const;
-
-  /// The codes; those of a live weight are made anew when it changed. Raises where a float view of
-  /// a frozen weight was written. Precondition: scheme().
-  std::shared_ptr<const WeightCodes> codes();
-  /// Turns the cell into a frozen one.
-  void freeze(std::shared_ptr<const WeightCodes> codes);
-  /// Replaces a frozen cell's codes, as part of an in-place operation on the weight.
-  void replace_codes(std::shared_ptr<const WeightCodes> codes);
-  /// Gives a live cell codes that hold until its latent is written.
-  void seed_cache(std::shared_ptr<const WeightCodes> codes);
-  /// A float view of the weight went out through a tensor with this version counter: writes to the
-  /// view move that counter and no other.
-  void watch(const c10::VariableVersion& counter);
-
-  std::shared_ptr<LayerState> layer;
-
- private:
-  using CacheKey = std::pair<std::uint32_t, const void*>;
-  struct Watched {
-    c10::VariableVersion counter;
-    std::optional<std::uint32_t> seen;  ///< unset: whatever it is when next looked at
-  };
-
-  CacheKey cache_key() const;
-  bool views_were_written();
-
-  std::optional<WeightScheme> scheme_;
-  at::Tensor latent_;
-  std::mutex mutex_;
-  std::shared_ptr<const WeightCodes> codes_;
-  std::optional<CacheKey> cached_for_;
-  std::vector<Watched> watched_;
-  bool has_unwatched_view_ = false;  ///< made under InferenceMode, where nothing counts versions
-  bool lost_write_ = false;
-};
 
 /// What an activation is, shared by every alias of it: `codes` or, after a write that codes cannot
 /// hold, the float `value`, both flat. Each alias's sizes, strides and storage offset say which

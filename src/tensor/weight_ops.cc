@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "tensor/activation.h"
 #include "tensor/autograd.h"
 #include "tensor/nested.h"
 #include "tensor/qtensor_impl.h"
@@ -32,7 +33,8 @@ at::Tensor as_dtype(const at::Tensor& t, at::ScalarType dtype) {
 at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                             bool bias_follows) {
   if (x.is_nested()) {
-    return over_tokens(x, [&](const at::Tensor& rows) { return quantal::linear(rows, weight, bias); });
+    return over_tokens(x,
+                       [&](const at::Tensor& rows) { return quantal::linear(rows, weight, bias); });
   }
   TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == weight.size(1),
                     "[quantal::linear] expected input of shape (…, ", weight.size(1),
@@ -40,8 +42,11 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
   TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()) || x.is_complex(),
                     "[quantal::linear] expected a floating-point input, got ", x.scalar_type());
   const auto layer = layer_of(weight);
-  const at::Tensor input = prepare_input(layer, x, TokenAxis::kLastDim);
-  return finish_output(layer, linear_ste(input, weight, bias), bias_follows);
+  // One scale a token is part of the integer kernel.
+  const bool is_dynamic = quantizes_dynamically(layer, x) && layer->activations == qint8;
+  const at::Tensor input =
+      is_dynamic ? quantal::dequantize_ste(x) : prepare_input(layer, x, TokenAxis::kLastDim);
+  return finish_output(layer, linear_ste(input, weight, bias, is_dynamic), bias_follows);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Training live weights is training a fake-quantized model, bit for bit.
+// Training live weights is training a fake-quantized model, bit for bit: plain parameters that are
+// quantized anew in every forward pass.
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "model/models.h"
@@ -10,7 +11,8 @@ namespace nn = torch::nn;
 namespace optim = torch::optim;
 using Tensors = std::vector<at::Tensor>;
 
-// The hand-written twin: quantize and dequantize forward, identity backward.
+// The twin's weights: quantize and dequantize forward, identity backward. Linears take the
+// quantized weight itself, which their kernel reads.
 struct FakeQuantize : torch::autograd::Function<FakeQuantize> {
   static at::Tensor forward(torch::autograd::AutogradContext*, const at::Tensor& weight,
                             const WeightOptions& options) {
@@ -49,7 +51,8 @@ struct Twin {
   ConvNet net;
   WeightOptions options;
   at::Tensor forward(const at::Tensor& x) {
-    return net->run(x, fake(net->conv->weight), fake(net->linear->weight), fake(net->head->weight));
+    return net->run(x, fake(net->conv->weight), quantize_weight(net->linear->weight, options),
+                    quantize_weight(net->head->weight, options));
   }
   at::Tensor fake(const at::Tensor& weight) { return FakeQuantize::apply(weight, options); }
 };
@@ -241,7 +244,8 @@ TEST(Training, reaches_layers_below_a_frozen_one) {
   loss.backward();
   const at::Tensor wanted =
       torch::mse_loss(twin.net->run(batch(0).x, twin.net->conv->weight,
-                                    twin.fake(twin.net->linear->weight), twin.net->head->weight),
+                                    quantize_weight(twin.net->linear->weight, twin.options),
+                                    twin.net->head->weight),
                       batch(0).target);
   wanted.backward();
   EXPECT_TRUE(same_bits(loss, wanted));

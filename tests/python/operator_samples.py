@@ -159,6 +159,8 @@ TOLERANCES = {
     "linalg.pinv.singular": (1e-3, 1e-3),
     "svd_lowrank": (1e-3, 1e-3),
     "pca_lowrank": (1e-3, 1e-3),
+    # Linears in a row, whose kernels sum in another order than torch's.
+    "nn.functional.multi_head_attention_forward": (1e-5, 2e-4),
 }
 
 

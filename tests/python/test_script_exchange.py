@@ -100,7 +100,9 @@ def test_quantizes(name: str, how: str, activations: str, mode: str, tmp_path: P
     torch.manual_seed(2)
     model, x = make(), torch.randn(shape)
     model.train(mode == "train")
-    made = torch.jit.script(model) if how == "script" else torch.jit.trace(model, x, check_trace=False)
+    made = (
+        torch.jit.script(model) if how == "script" else torch.jit.trace(model, x, check_trace=False)
+    )
     outputs, fallbacks = run_tool(made, x, tmp_path, "qint8", activations, mode)
     for state, runs in outputs.items():
         if state.startswith("calibrating"):

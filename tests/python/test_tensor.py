@@ -165,7 +165,8 @@ def test_autocast(kind: str) -> None:
     assert y.dtype == torch.bfloat16
     plain_x, plain_w = x.detach().requires_grad_(), ops.dequantize(q).detach().requires_grad_()
     expected = F.linear(plain_x.bfloat16(), plain_w.bfloat16())
-    torch.testing.assert_close(y, expected)
+    # The kernel does not round the weight to bfloat16, torch does.
+    torch.testing.assert_close(y, expected, rtol=0.016, atol=0.03)
     y.sum().backward()
     expected.sum().backward()
     assert torch.equal(x.grad, plain_x.grad)

@@ -1,4 +1,7 @@
-"""Training on live weights is training with fake quantization, bit for bit, whatever steps them."""
+"""Training on live weights is training with fake quantization, bit for bit, whatever steps them.
+
+The twin has plain parameters, quantized anew in every forward pass.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -65,6 +68,11 @@ class Net(nn.Module):
         weight = getattr(self, name)
         return weight if self.live else FakeQuantize.apply(weight, self.qtype)
 
+    def matrix(self, name: str) -> torch.Tensor:
+        """The weight of a linear, whose kernel reads the quantized tensor itself."""
+        weight = getattr(self, name)
+        return weight if self.live else ops.quantize_weight(weight, self.qtype)
+
     def latents(self) -> list[torch.Tensor]:
         return [
             ops.latent(p) if ops.is_quantized(p) else p.detach() for _, p in self.named_parameters()
@@ -72,8 +80,8 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         y = F.conv2d(x, self.weight("conv")).relu().flatten(1)
-        y = F.linear(y, self.weight("first"), self.bias) + F.embedding(token, self.weight("table"))
-        return F.linear(y.tanh(), self.weight("second"))
+        y = F.linear(y, self.matrix("first"), self.bias) + F.embedding(token, self.weight("table"))
+        return F.linear(y.tanh(), self.matrix("second"))
 
 
 def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

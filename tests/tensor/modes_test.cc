@@ -51,10 +51,9 @@ void expect_everything_works(const std::vector<at::Tensor>& tensors, bool normal
       EXPECT_TRUE(same(shown + 0, view(float_of(t).clone())));
       EXPECT_EQ(shown.is_inference(), !normal_views);
     }
-    EXPECT_TRUE(same(at::linear(x, t), at::linear(x, value_of(t))));
-    EXPECT_TRUE(
-        same(at::addmm(at::zeros({4}), x, t.t()), at::linear(x, value_of(t), at::zeros({4}))));
-    EXPECT_TRUE(same(x.unsqueeze(0).matmul(t.t()), at::linear(x.unsqueeze(0), value_of(t))));
+    EXPECT_TRUE(is_linear(at::linear(x, t), x, t));
+    EXPECT_TRUE(is_linear(at::addmm(at::zeros({4}), x, t.t()), x, t));
+    EXPECT_TRUE(is_linear(x.unsqueeze(0).matmul(t.t()), x.unsqueeze(0), t));
     EXPECT_TRUE(same(at::relu(t), at::relu(float_of(t))));
     EXPECT_TRUE(same(t.clone() + 0, float_of(t)));
     EXPECT_TRUE(same(at::embedding(t, at::tensor({2L, 0L})),
@@ -86,7 +85,7 @@ TEST(InferenceMode, makes_tensors_that_work_outside) {
   }
   const at::Tensor x = normal({3, 6});
   for (const at::Tensor& t : tensors) {
-    EXPECT_TRUE(same(at::linear(x, t), at::linear(x, value_of(t))));
+    EXPECT_TRUE(is_linear(at::linear(x, t), x, t));
     EXPECT_TRUE(same(at::relu(t), at::relu(float_of(t))));
     EXPECT_TRUE(same(t.t() + 0, float_of(t).t()));
   }
@@ -117,10 +116,9 @@ TEST_F(Autocast, computes_in_bfloat16) {
   const at::Tensor x = normal({3, 6});
   const at::Tensor bias = normal({4}, at::kFloat, 2);
   for (const at::Tensor& w : one_of_each_kind()) {
-    const at::Tensor wanted =
-        at::linear(x.to(at::kBFloat16), value_of(w).to(at::kBFloat16), bias.to(at::kBFloat16));
-    EXPECT_TRUE(same(at::linear(x, w, bias), wanted));
-    EXPECT_TRUE(same(at::addmm(bias, x, w.t()), wanted));
+    const at::Tensor half = x.to(at::kBFloat16), weight = w.to(at::kBFloat16);
+    EXPECT_TRUE(is_linear(at::linear(x, w, bias), half, weight, bias.to(at::kBFloat16)));
+    EXPECT_TRUE(is_linear(at::addmm(bias, x, w.t()), half, weight, bias.to(at::kBFloat16)));
   }
 }
 

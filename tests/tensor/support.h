@@ -123,6 +123,27 @@ inline ::testing::AssertionResult same(const at::Tensor& a, const at::Tensor& b)
   return is_within(value_of(a), value_of(b), 0.0);
 }
 
+/// got = x · wᵀ + bias in x's dtype, up to the rounding of fp32 sums (fp64 for double), of w's
+/// dtype and of the result. Affine weights are computed as scale · Σ code·x − shift · Σ x, whose
+/// terms are at most twice the largest weight.
+inline ::testing::AssertionResult is_linear(const at::Tensor& got, const at::Tensor& x,
+                                            const at::Tensor& w, const at::Tensor& bias = {}) {
+  if (got.scalar_type() != x.scalar_type()) {
+    return ::testing::AssertionFailure() << got.scalar_type() << ", not " << x.scalar_type();
+  }
+  const at::Tensor values = value_of(x).detach().to(at::kDouble);
+  const at::Tensor weight =
+      value_of(is_quantized(w) ? w.detach().to(at::kDouble) : w).detach().to(at::kDouble);
+  const at::Tensor added = bias.defined() ? value_of(bias).detach().to(at::kDouble) : bias;
+  const at::Tensor exact = at::linear(values, weight, added);
+  at::Tensor largest = weight.abs();
+  if (weight.numel() > 0) largest = largest + 2 * weight.abs().max();
+  const at::Tensor size = at::linear(values.abs(), largest, added.defined() ? added.abs() : added);
+  return is_within(value_of(got), exact,
+                   sum_bound(exact, size, weight.size(1) + 8, x.scalar_type()) +
+                       size * unit_roundoff(w.scalar_type()));
+}
+
 /// Fails the test where an operation inside its scope ran on dequantized values.
 class NoFallback {
  public:

@@ -1,8 +1,8 @@
 // Weight-only linear for AVX2 with FMA. Few tokens: every code is decoded in a register and
 // multiplied at once; group by group, scale and shift are applied to the sums:
 //   y = Σ_g scale_g · Σ_k code_k·x_k − shift_g · Σ_k x_k.
-// Many tokens: up to kPanelColumns columns of a tile are dequantized into a panel that stays in the
-// first-level cache, and 6 tokens by 16 rows of the result stay in registers.
+// Many tokens: up to kPanelColumns columns of a tile are taken apart into a panel of floats that
+// stays in the first-level cache, and 6 tokens by 16 rows of the result stay in registers.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -32,11 +32,9 @@ class Activations {
  public:
   Activations(const LinearArgs& args, const ParallelFor& parallel_for)
       : layout_(*args.layout),
-        stride_(layout_.groups() > 0
-                    ? group_begin(layout_.groups() - 1) +
-                          layout_.group_lines(layout_.groups() - 1) * layout_.depth()
-                    : 0),
-        copied_(args.type != FloatType::kF32 || stride_ != layout_.spec().columns),
+        stride_(padded_stride(layout_.padded_columns())),
+        copied_(args.type != FloatType::kF32 || args.tokens > kFewTokens ||
+                layout_.padded_columns() != layout_.spec().columns),
         scratch_(copied_ ? args.tokens * stride_ : 0),
         x_(copied_ ? scratch_.data() : static_cast<const float*>(args.x)),
         x_stride_(copied_ ? stride_ : args.x_stride) {
@@ -49,11 +47,13 @@ class Activations {
   const float* token(std::int64_t t) const { return x_ + t * x_stride_; }
   std::int64_t stride() const { return x_stride_; }
   /// Where a group's columns begin.
-  std::int64_t group_begin(std::int64_t group) const {
-    return group * layout_.group_lines(0) * layout_.depth();
-  }
+  std::int64_t group_begin(std::int64_t group) const { return layout_.padded_begin(group); }
 
  private:
+  // Whole cache lines, and never a multiple of a page, where tokens would compete for the same
+  // lines of the cache.
+  static std::int64_t padded_stride(std::int64_t columns) { return (columns + 15) / 16 * 16 + 16; }
+
   void copy_token(const LinearArgs& args, std::int64_t t) const {
     float* out = scratch_.data() + t * stride_;
     for (std::int64_t g = 0; g < layout_.groups(); ++g) {
@@ -111,29 +111,38 @@ inline __attribute__((always_inline)) void for_columns(const Step& step) {
 }
 
 // One group of a tile times `tokens` tokens: sums[token] += scale · Σ code·x − shift · Σ x.
+// A sum of few tokens is kept in several chains, since one would wait for each addition.
 template <QTypeId qtype, int tokens>
 void add_group(const std::byte* lines, std::int64_t count, const float* const* x,
                const float* x_sums, const GroupScales& scales, float (*sums)[kTileRows]) {
-  __m256 low[tokens], high[tokens];
-  QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) low[t] = high[t] = _mm256_setzero_ps();
+  constexpr int kChains = tokens == 1 ? 4 : tokens == 2 ? 2 : 1;
+  __m256 low[tokens][kChains], high[tokens][kChains];
+  QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
+    QUANTAL_UNROLL for (int c = 0; c < kChains; ++c) low[t][c] = high[t][c] = _mm256_setzero_ps();
+  }
   for (std::int64_t i = 0; i < count; ++i, lines += kLineBytes) {
     _mm_prefetch(reinterpret_cast<const char*>(lines) + kPrefetchBytes, _MM_HINT_T0);
     const HalfLine<qtype> rows_low(lines), rows_high(lines + kLineBytes / 2);
     for_columns<HalfLine<qtype>::kDepth>([&](auto column) __attribute__((always_inline)) {
+      constexpr int kChain = column % kChains;
       const __m256 w_low = rows_low.template get<column>();
       const __m256 w_high = rows_high.template get<column>();
       QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
         const __m256 value = _mm256_broadcast_ss(x[t] + i * HalfLine<qtype>::kDepth + column);
-        low[t] = _mm256_fmadd_ps(w_low, value, low[t]);
-        high[t] = _mm256_fmadd_ps(w_high, value, high[t]);
+        low[t][kChain] = _mm256_fmadd_ps(w_low, value, low[t][kChain]);
+        high[t][kChain] = _mm256_fmadd_ps(w_high, value, high[t][kChain]);
       }
     });
   }
   QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
+    QUANTAL_UNROLL for (int c = 1; c < kChains; ++c) {
+      low[t][0] = _mm256_add_ps(low[t][0], low[t][c]);
+      high[t][0] = _mm256_add_ps(high[t][0], high[t][c]);
+    }
     const __m256 x_sum = _mm256_set1_ps(x_sums[t]);
     for (const int half : {0, 8}) {
       const __m256 offset = _mm256_mul_ps(_mm256_loadu_ps(scales.shift + half), x_sum);
-      const __m256 part = _mm256_fmsub_ps(half == 0 ? low[t] : high[t],
+      const __m256 part = _mm256_fmsub_ps(half == 0 ? low[t][0] : high[t][0],
                                           _mm256_loadu_ps(scales.scale + half), offset);
       float* sum = sums[t] + half;
       _mm256_storeu_ps(sum, _mm256_add_ps(_mm256_loadu_ps(sum), part));
@@ -141,67 +150,94 @@ void add_group(const std::byte* lines, std::int64_t count, const float* const* x
   }
 }
 
-template <QTypeId qtype, int tokens>
-void few_tokens(const LinearArgs& args, const Activations& x, std::int64_t first_token,
-                const ParallelFor& parallel_for) {
-  const PackedLayout& layout = *args.layout;
-  Scratch x_sums(layout.groups() * tokens);
-  for (std::int64_t g = 0; g < layout.groups(); ++g) {
-    QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-      const float* values = x.token(first_token + t) + x.group_begin(g);
-      float sum = 0;
-      if (layout.is_affine()) {
-        for (std::int64_t c = 0; c < layout.group_columns(g); ++c) sum += values[c];
-      }
-      x_sums.data()[g * tokens + t] = sum;
+// Σ x of every group of tokens [first, first + count), for affine types: [group][token].
+class GroupSums {
+ public:
+  GroupSums(const PackedLayout& layout, const Activations& x, std::int64_t first,
+            std::int64_t count, const ParallelFor& parallel_for)
+      : count_(count), sums_(layout.is_affine() ? layout.groups() * count : count) {
+    if (!layout.is_affine()) {
+      std::fill_n(sums_.data(), count, 0.0F);
+      groups_ = false;
+      return;
     }
+    parallel_for(count, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin; t < end; ++t) {
+        for (std::int64_t g = 0; g < layout.groups(); ++g) {
+          const float* values = x.token(first + t) + x.group_begin(g);
+          sums_.data()[g * count + t] = sum_of(values, layout.group_lines(g) * layout.depth());
+        }
+      }
+    });
   }
+  const float* group(std::int64_t g) const { return sums_.data() + (groups_ ? g * count_ : 0); }
+
+ private:
+  // `count` is a multiple of 8 for narrow codes: groups are padded with zeros to whole lines.
+  static float sum_of(const float* values, std::int64_t count) {
+    __m256 sum = _mm256_setzero_ps();
+    for (std::int64_t c = 0; c < count; c += 8)
+      sum = _mm256_add_ps(sum, _mm256_loadu_ps(values + c));
+    float lanes[8];
+    _mm256_storeu_ps(lanes, sum);
+    return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) +
+           ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+  }
+
+  std::int64_t count_;
+  bool groups_ = true;
+  Scratch sums_;
+};
+
+template <QTypeId qtype, int tokens>
+void few_tokens(const LinearArgs& args, const Activations& x, const ParallelFor& parallel_for) {
+  const PackedLayout& layout = *args.layout;
+  const GroupSums x_sums(layout, x, 0, tokens, serial_for);
   parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t tile = begin; tile < end; ++tile) {
       const std::byte* data = args.weight + tile * layout.tile_bytes();
       float sums[tokens][kTileRows] = {};
       for (std::int64_t g = 0; g < layout.groups(); ++g) {
         const float* values[tokens];
-        for (int t = 0; t < tokens; ++t) values[t] = x.token(first_token + t) + x.group_begin(g);
+        for (int t = 0; t < tokens; ++t) values[t] = x.token(t) + x.group_begin(g);
         add_group<qtype, tokens>(data + layout.group_offset(g), layout.group_lines(g), values,
-                                 x_sums.data() + g * tokens, load_scales(layout, data, g), sums);
+                                 x_sums.group(g), load_scales(layout, data, g), sums);
       }
-      for (int t = 0; t < tokens; ++t) store_tile(args, tile, first_token + t, sums[t]);
+      for (int t = 0; t < tokens; ++t) store_tile(args, tile, t, sums[t]);
     }
   });
 }
 
-// Dequantizes lines [begin, end) of a group into 16 floats a column.
+// Takes lines [begin, end) of a group apart into 16 floats a column.
 template <QTypeId qtype>
-void decode_lines(const std::byte* lines, std::int64_t begin, std::int64_t end,
-                  const GroupScales& scales, float* panel) {
-  const __m256 scale[2] = {_mm256_loadu_ps(scales.scale), _mm256_loadu_ps(scales.scale + 8)};
-  const __m256 shift[2] = {_mm256_loadu_ps(scales.shift), _mm256_loadu_ps(scales.shift + 8)};
+void decode_lines(const std::byte* lines, std::int64_t begin, std::int64_t end, float* panel) {
   for (std::int64_t i = begin; i < end; ++i) {
     const std::byte* line = lines + i * kLineBytes;
-    const HalfLine<qtype> rows[2] = {HalfLine<qtype>(line), HalfLine<qtype>(line + kLineBytes / 2)};
+    const HalfLine<qtype> low(line), high(line + kLineBytes / 2);
     for_columns<HalfLine<qtype>::kDepth>([&](auto column) __attribute__((always_inline)) {
-      for (int half = 0; half < 2; ++half) {
-        const __m256 code = rows[half].template get<column>();
-        _mm256_store_ps(panel + column * kTileRows + half * 8,
-                        _mm256_sub_ps(_mm256_mul_ps(code, scale[half]), shift[half]));
-      }
+      _mm256_store_ps(panel + column * kTileRows, low.template get<column>());
+      _mm256_store_ps(panel + column * kTileRows + kHalfRows, high.template get<column>());
     });
     panel += HalfLine<qtype>::kDepth * kTileRows;
   }
 }
 
-// sums[tokens][16] += x[tokens][columns] · panel[columns][16].
+// Part of a group of a tile as floats.
+struct Panel {
+  const float* values;  ///< [columns][16]
+  std::int64_t columns;
+  const GroupScales& scales;
+};
+
+// sums[token] += scale · x · panel − shift · x_sums[token]; without x_sums, the first term alone.
 template <int tokens>
-void multiply_panel(const float* x, std::int64_t x_stride, const float* panel, std::int64_t columns,
+void multiply_panel(const float* x, std::int64_t x_stride, const Panel& panel, const float* x_sums,
                     float* sums) {
   __m256 low[tokens], high[tokens];
-  QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-    low[t] = _mm256_load_ps(sums + t * kTileRows);
-    high[t] = _mm256_load_ps(sums + t * kTileRows + 8);
-  }
-  for (std::int64_t c = 0; c < columns; ++c, panel += kTileRows) {
-    const __m256 w_low = _mm256_load_ps(panel), w_high = _mm256_load_ps(panel + 8);
+  QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) low[t] = high[t] = _mm256_setzero_ps();
+  const float* values = panel.values;
+  for (std::int64_t c = 0; c < panel.columns; ++c, values += kTileRows) {
+    const __m256 w_low = _mm256_load_ps(values), w_high = _mm256_load_ps(values + kHalfRows);
     QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
       const __m256 value = _mm256_broadcast_ss(x + t * x_stride + c);
       low[t] = _mm256_fmadd_ps(w_low, value, low[t]);
@@ -209,12 +245,19 @@ void multiply_panel(const float* x, std::int64_t x_stride, const float* panel, s
     }
   }
   QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-    _mm256_store_ps(sums + t * kTileRows, low[t]);
-    _mm256_store_ps(sums + t * kTileRows + 8, high[t]);
+    const __m256 x_sum = _mm256_set1_ps(x_sums != nullptr ? x_sums[t] : 0.0F);
+    QUANTAL_UNROLL for (int half = 0; half < 2; ++half) {
+      const __m256 scale = _mm256_loadu_ps(panel.scales.scale + half * kHalfRows);
+      const __m256 shift = _mm256_loadu_ps(panel.scales.shift + half * kHalfRows);
+      float* sum = sums + t * kTileRows + half * kHalfRows;
+      const __m256 part =
+          _mm256_fmsub_ps(half == 0 ? low[t] : high[t], scale, _mm256_mul_ps(shift, x_sum));
+      _mm256_store_ps(sum, _mm256_add_ps(_mm256_load_ps(sum), part));
+    }
   }
 }
 
-using MultiplyPanel = void (*)(const float*, std::int64_t, const float*, std::int64_t, float*);
+using MultiplyPanel = void (*)(const float*, std::int64_t, const Panel&, const float*, float*);
 constexpr MultiplyPanel kMultiplyPanel[kBlockTokens + 1] = {
     nullptr,           multiply_panel<1>, multiply_panel<2>, multiply_panel<3>,
     multiply_panel<4>, multiply_panel<5>, multiply_panel<6>};
@@ -223,8 +266,9 @@ template <QTypeId qtype>
 void many_tokens(const LinearArgs& args, const Activations& x, const ParallelFor& parallel_for) {
   const PackedLayout& layout = *args.layout;
   constexpr std::int64_t kDepth = HalfLine<qtype>::kDepth;
+  const GroupSums x_sums(layout, x, 0, args.tokens, parallel_for);
   parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
-    const Scratch panel(kPanelColumns * kTileRows), sums(args.tokens * kTileRows);
+    const Scratch values(kPanelColumns * kTileRows), sums(args.tokens * kTileRows);
     for (std::int64_t tile = begin; tile < end; ++tile) {
       const std::byte* data = args.weight + tile * layout.tile_bytes();
       std::memset(sums.data(), 0, args.tokens * kTileRows * sizeof(float));
@@ -233,12 +277,14 @@ void many_tokens(const LinearArgs& args, const Activations& x, const ParallelFor
         const std::int64_t lines = layout.group_lines(g);
         for (std::int64_t i = 0; i < lines; i += kPanelColumns / kDepth) {
           const std::int64_t stop = std::min(lines, i + kPanelColumns / kDepth);
-          decode_lines<qtype>(data + layout.group_offset(g), i, stop, scales, panel.data());
+          decode_lines<qtype>(data + layout.group_offset(g), i, stop, values.data());
+          const Panel panel{values.data(), (stop - i) * kDepth, scales};
           const std::int64_t column = x.group_begin(g) + i * kDepth;
           for (std::int64_t t = 0; t < args.tokens; t += kBlockTokens) {
             const std::int64_t count = std::min<std::int64_t>(kBlockTokens, args.tokens - t);
-            kMultiplyPanel[count](x.token(t) + column, x.stride(), panel.data(),
-                                  (stop - i) * kDepth, sums.data() + t * kTileRows);
+            kMultiplyPanel[count](x.token(t) + column, x.stride(), panel,
+                                  i == 0 ? x_sums.group(g) + t : nullptr,
+                                  sums.data() + t * kTileRows);
           }
         }
       }
@@ -254,13 +300,13 @@ void run(const LinearArgs& args, const ParallelFor& parallel_for) {
   const Activations x(args, parallel_for);
   switch (args.tokens) {
     case 1:
-      return few_tokens<qtype, 1>(args, x, 0, parallel_for);
+      return few_tokens<qtype, 1>(args, x, parallel_for);
     case 2:
-      return few_tokens<qtype, 2>(args, x, 0, parallel_for);
+      return few_tokens<qtype, 2>(args, x, parallel_for);
     case 3:
-      return few_tokens<qtype, 3>(args, x, 0, parallel_for);
+      return few_tokens<qtype, 3>(args, x, parallel_for);
     case kFewTokens:
-      return few_tokens<qtype, kFewTokens>(args, x, 0, parallel_for);
+      return few_tokens<qtype, kFewTokens>(args, x, parallel_for);
     default:
       return many_tokens<qtype>(args, x, parallel_for);
   }

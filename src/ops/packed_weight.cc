@@ -1,0 +1,219 @@
+#include "ops/packed_weight.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include "kernels/integer_linear.h"
+#include "kernels/linear.h"
+
+namespace quantal {
+namespace {
+
+using kernels::FloatType;
+using kernels::PackedLayout;
+
+// Below so many multiplications, other threads cost more than they bring.
+constexpr std::int64_t kSerialProducts = 1 << 15;
+
+std::optional<FloatType> float_type(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return FloatType::kF32;
+    case at::kBFloat16:
+      return FloatType::kBF16;
+    case at::kHalf:
+      return FloatType::kF16;
+    default:
+      return std::nullopt;
+  }
+}
+
+void on_torch_threads(std::int64_t count,
+                      const std::function<void(std::int64_t, std::int64_t)>& body) {
+  at::parallel_for(0, count, 1, body);
+}
+
+kernels::ParallelFor threads_for(std::int64_t products) {
+  return products < kSerialProducts ? kernels::serial_for : on_torch_threads;
+}
+
+Isa isa() {
+  static const Isa chosen = [] {
+    const Result<Isa> active = active_isa();
+    TORCH_CHECK(active.status().ok(), active.status().message());
+    return active.value();
+  }();
+  return chosen;
+}
+
+// Elements of a token contiguous, tokens any stride apart.
+at::Tensor as_tokens(const at::Tensor& x, std::int64_t columns) {
+  const at::Tensor tokens = x.dim() == 2 ? x : x.reshape({-1, columns});
+  return tokens.stride(1) == 1 || columns == 1 ? tokens : tokens.contiguous();
+}
+
+at::Tensor output_for(const at::Tensor& x, std::int64_t rows, at::ScalarType dtype) {
+  std::vector<std::int64_t> sizes = x.sizes().vec();
+  sizes.back() = rows;
+  return at::empty(sizes, x.options().dtype(dtype));
+}
+
+const void* data_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+// Kernels add one number a row; another bias is broadcast afterwards.
+at::Tensor kernel_bias(const at::Tensor& bias, std::int64_t rows) {
+  const bool fits = bias.defined() && bias.dim() == 1 && bias.size(0) == rows;
+  return fits ? bias.contiguous() : at::Tensor();
+}
+
+at::Tensor with_bias(at::Tensor y, const at::Tensor& bias, std::int64_t rows) {
+  if (bias.defined() && !kernel_bias(bias, rows).defined()) y.add_(bias);
+  return y;
+}
+
+kernels::WeightSpec spec_of(const WeightCodes& codes) {
+  return {codes.qtype.id, codes.rows(), codes.row_length(), codes.group_size,
+          *float_type(codes.scale.scalar_type())};
+}
+
+}  // namespace
+
+bool PackedWeight::takes(const WeightCodes& codes) {
+  return codes.sizes.size() == 2 && codes.rows() > 0 && codes.row_length() > 0 && !codes.wide &&
+         codes.data.device().is_cpu() && float_type(codes.scale.scalar_type()) &&
+         (!codes.shift.defined() || codes.shift.scalar_type() == codes.scale.scalar_type());
+}
+
+PackedWeight::PackedWeight(const WeightCodes& codes)
+    : qtype_(codes.qtype),
+      group_size_(codes.group_size),
+      scale_dtype_(codes.scale.scalar_type()),
+      layout_(spec_of(codes)),
+      data_(at::empty({layout_.size()}, at::kByte)) {
+  const at::Tensor data = codes.data.contiguous();
+  const at::Tensor scale = codes.scale.contiguous();
+  const at::Tensor shift = codes.shift.defined() ? codes.shift.contiguous() : codes.shift;
+  kernels::pack(layout_,
+                {static_cast<const std::uint8_t*>(data.const_data_ptr()), scale.const_data_ptr(),
+                 data_of(shift)},
+                static_cast<std::byte*>(data_.data_ptr()), threads_for(rows() * columns()));
+}
+
+bool PackedWeight::is_integer() const { return !qtype_.is_floating_point; }
+
+std::int64_t PackedWeight::nbytes() const {
+  const std::int64_t scales = rows() * layout_.groups() * (qtype_.is_affine() ? 2 : 1);
+  return kernels::canonical_data_size(layout_.spec()) +
+         scales * static_cast<std::int64_t>(c10::elementSize(scale_dtype_));
+}
+
+WeightCodes PackedWeight::codes() const {
+  const std::vector<std::int64_t> sizes = {rows(), columns()};
+  const auto scales = scale_shape(qtype_, sizes, group_size_);
+  WeightCodes codes{qtype_, sizes, group_size_, {}, {}, {}};
+  codes.data = at::empty(data_shape(qtype_, sizes, group_size_), code_dtype(qtype_));
+  codes.scale = at::empty(scales, scale_dtype_);
+  if (qtype_.is_affine()) codes.shift = at::empty(scales, scale_dtype_);
+  kernels::unpack(layout_, tile_of(0),
+                  {static_cast<std::uint8_t*>(codes.data.data_ptr()), codes.scale.data_ptr(),
+                   qtype_.is_affine() ? codes.shift.data_ptr() : nullptr},
+                  threads_for(rows() * columns()));
+  return codes;
+}
+
+at::Tensor PackedWeight::decode(std::int64_t begin, std::int64_t count,
+                                at::ScalarType dtype) const {
+  if (!float_type(dtype)) {
+    return decode_rows(at::arange(begin, begin + count, at::kLong), dtype);
+  }
+  at::Tensor value = at::empty({count, columns()}, dtype);
+  kernels::dequantize_range(layout_, tile_of(0), begin, count, *float_type(dtype), value.data_ptr(),
+                            threads_for(count * columns()));
+  return value;
+}
+
+at::Tensor PackedWeight::decode_rows(const at::Tensor& indices, at::ScalarType dtype) const {
+  if (!float_type(dtype)) return quantal::decode_rows(codes(), indices, dtype);
+  const at::Tensor rows = indices.contiguous();
+  at::Tensor value = at::empty({rows.numel(), columns()}, dtype);
+  kernels::dequantize_rows(layout_, tile_of(0), rows.const_data_ptr<std::int64_t>(), rows.numel(),
+                           *float_type(dtype), value.data_ptr(),
+                           threads_for(rows.numel() * columns()));
+  return value;
+}
+
+bool PackedWeight::takes_activations(const at::Tensor& x) {
+  return x.device().is_cpu() && x.layout() == at::kStrided && float_type(x.scalar_type());
+}
+
+at::Tensor PackedWeight::linear(const at::Tensor& x, const at::Tensor& bias, std::int64_t begin,
+                                std::int64_t count) const {
+  const at::Tensor tokens = as_tokens(x, columns());
+  at::Tensor y = output_for(x, count, x.scalar_type());
+  const PackedLayout layout = part(count);
+  const at::Tensor added = kernel_bias(bias, count);
+  const kernels::LinearArgs args{.layout = &layout,
+                                 .weight = tile_of(begin),
+                                 .tokens = tokens.size(0),
+                                 .type = *float_type(x.scalar_type()),
+                                 .x = data_of(tokens),
+                                 .x_stride = tokens.stride(0),
+                                 .y = y.data_ptr(),
+                                 .y_stride = count,
+                                 .bias = data_of(added)};
+  kernels::find_linear(isa(), layout.spec())(args, threads_for(args.tokens * count * columns()));
+  return with_bias(std::move(y), bias, count);
+}
+
+at::Tensor PackedWeight::dynamic_linear(const at::Tensor& x, const at::Tensor& bias,
+                                        std::int64_t begin, std::int64_t count) const {
+  const at::Tensor tokens = as_tokens(x, columns());
+  at::Tensor y = output_for(x, count, x.scalar_type());
+  const FloatType type = *float_type(x.scalar_type());
+  integer_linear(
+      {.tokens = tokens.size(0), .x = data_of(tokens), .type = type, .stride = tokens.stride(0)},
+      type, bias, begin, count, y.data_ptr());
+  return with_bias(std::move(y), bias, count);
+}
+
+at::Tensor PackedWeight::static_linear(const at::Tensor& codes, float scale, at::ScalarType dtype,
+                                       const at::Tensor& bias, std::int64_t begin,
+                                       std::int64_t count) const {
+  const at::Tensor tokens = as_tokens(codes, columns());
+  at::Tensor y = output_for(codes, count, dtype);
+  integer_linear({.tokens = tokens.size(0),
+                  .stride = tokens.stride(0),
+                  .codes = tokens.const_data_ptr<std::int8_t>(),
+                  .scale = scale},
+                 *float_type(dtype), bias, begin, count, y.data_ptr());
+  return with_bias(std::move(y), bias, count);
+}
+
+void PackedWeight::integer_linear(const kernels::TokenSource& source, FloatType type,
+                                  const at::Tensor& bias, std::int64_t begin, std::int64_t count,
+                                  void* y) const {
+  const PackedLayout layout = part(count);
+  const at::Tensor added = kernel_bias(bias, count);
+  const kernels::IntegerLinearArgs args{.layout = &layout,
+                                        .weight = tile_of(begin),
+                                        .source = source,
+                                        .type = type,
+                                        .y = y,
+                                        .y_stride = count,
+                                        .bias = data_of(added)};
+  kernels::find_integer_linear(isa(), layout.spec())(
+      args, threads_for(source.tokens * count * columns()));
+}
+
+PackedLayout PackedWeight::part(std::int64_t count) const {
+  kernels::WeightSpec spec = layout_.spec();
+  spec.rows = count;
+  return PackedLayout(spec);
+}
+
+const std::byte* PackedWeight::tile_of(std::int64_t row) const {
+  return static_cast<const std::byte*>(data_.const_data_ptr()) +
+         row / PackedLayout::kTileRows * layout_.tile_bytes();
+}
+
+}  // namespace quantal
