@@ -47,8 +47,10 @@ asan: setup ## Build and run the C++ tests under AddressSanitizer and UndefinedB
 tsan: setup ## The same under ThreadSanitizer, for the parts without libtorch
 	@scripts/sanitize.sh tsan
 
-bench: build ## Run the benchmarks; JSON goes to build/bench-results
-	@scripts/bench.sh
+# BENCH: arguments of benchmarks/linear.py, as in `make bench BENCH=--quick`.
+bench: build ## Run the benchmarks, beside other libraries; results go to build/bench-results
+	@scripts/bench-setup.sh
+	@scripts/bench.sh $(BENCH)
 
 clean: ## Remove the build folders; .venv stays
 	@rm -rf build
