@@ -1,50 +1,16 @@
 #include "ops/packed_weight.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include "kernels/integer_linear.h"
 #include "kernels/linear.h"
+#include "ops/cpu_kernels.h"
 
 namespace quantal {
 namespace {
 
 using kernels::FloatType;
 using kernels::PackedLayout;
-
-// Below so many multiplications, other threads cost more than they bring.
-constexpr std::int64_t kSerialProducts = 1 << 15;
-
-std::optional<FloatType> float_type(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat:
-      return FloatType::kF32;
-    case at::kBFloat16:
-      return FloatType::kBF16;
-    case at::kHalf:
-      return FloatType::kF16;
-    default:
-      return std::nullopt;
-  }
-}
-
-void on_torch_threads(std::int64_t count,
-                      const std::function<void(std::int64_t, std::int64_t)>& body) {
-  at::parallel_for(0, count, 1, body);
-}
-
-kernels::ParallelFor threads_for(std::int64_t products) {
-  return products < kSerialProducts ? kernels::serial_for : on_torch_threads;
-}
-
-Isa isa() {
-  static const Isa chosen = [] {
-    const Result<Isa> active = active_isa();
-    TORCH_CHECK(active.status().ok(), active.status().message());
-    return active.value();
-  }();
-  return chosen;
-}
 
 // Elements of a token contiguous, tokens any stride apart.
 at::Tensor as_tokens(const at::Tensor& x, std::int64_t columns) {
@@ -142,9 +108,7 @@ at::Tensor PackedWeight::decode_rows(const at::Tensor& indices, at::ScalarType d
   return value;
 }
 
-bool PackedWeight::takes_activations(const at::Tensor& x) {
-  return x.device().is_cpu() && x.layout() == at::kStrided && float_type(x.scalar_type());
-}
+bool PackedWeight::takes_activations(const at::Tensor& x) { return is_cpu_activation(x); }
 
 at::Tensor PackedWeight::linear(const at::Tensor& x, const at::Tensor& bias, std::int64_t begin,
                                 std::int64_t count) const {
@@ -161,7 +125,8 @@ at::Tensor PackedWeight::linear(const at::Tensor& x, const at::Tensor& bias, std
                                  .y = y.data_ptr(),
                                  .y_stride = count,
                                  .bias = data_of(added)};
-  kernels::find_linear(isa(), layout.spec())(args, threads_for(args.tokens * count * columns()));
+  kernels::find_linear(kernel_isa(), layout.spec())(args,
+                                                    threads_for(args.tokens * count * columns()));
   return with_bias(std::move(y), bias, count);
 }
 
@@ -201,7 +166,7 @@ void PackedWeight::integer_linear(const kernels::TokenSource& source, FloatType 
                                         .y = y,
                                         .y_stride = count,
                                         .bias = data_of(added)};
-  kernels::find_integer_linear(isa(), layout.spec())(
+  kernels::find_integer_linear(kernel_isa(), layout.spec())(
       args, threads_for(source.tokens * count * columns()));
 }
 

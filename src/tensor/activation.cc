@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "ops/cpu_kernels.h"
 #include "tensor/autograd.h"
 
 namespace quantal {
@@ -17,6 +18,14 @@ at::Tensor codes_of(const at::Tensor& x, const QType& qtype, const at::Tensor& s
 
 bool has_nan(const at::Tensor& x) {
   return x.numel() > 0 && x.sum().isnan().item<bool>() && x.isnan().any().item<bool>();
+}
+
+// The same in one pass of a kernel; nothing where x has a NaN.
+std::optional<at::Tensor> int8_codes(const at::Tensor& x, const at::Tensor& scale) {
+  const at::Tensor dense = x.is_non_overlapping_and_dense() ? x : x.contiguous();
+  at::Tensor codes = at::empty_like(dense, dense.options().dtype(at::kChar));
+  if (!quantize_on_cpu(dense, scale.item<float>(), codes)) return std::nullopt;
+  return codes;
 }
 
 at::Tensor token_absmax(const at::Tensor& x, TokenAxis axis) {
@@ -86,8 +95,13 @@ at::Tensor activation_from_codes(const at::Tensor& codes, const QType& qtype,
 at::Tensor quantize_activation_ste(const at::Tensor& x, const QType& qtype,
                                    const at::Tensor& scale) {
   return straight_through(x, [&](const at::Tensor& value) {
-    if (has_nan(value)) return make_float_activation(value.clone(), nullptr, nullptr);
     const at::Tensor fixed = scale.to(value.device(), at::kFloat);
+    if (qtype == qint8 && is_cpu_activation(value)) {
+      const auto codes = int8_codes(value, fixed);
+      if (!codes) return make_float_activation(value.clone(), nullptr, nullptr);
+      return activation_from_codes(*codes, qtype, fixed, x.scalar_type());
+    }
+    if (has_nan(value)) return make_float_activation(value.clone(), nullptr, nullptr);
     return activation_from_codes(codes_of(value, qtype, fixed), qtype, fixed, x.scalar_type());
   });
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "ops/cpu_kernels.h"
 namespace quantal {
 namespace {
 
@@ -242,7 +243,11 @@ at::Tensor quantized_value(const at::Tensor& t) {
   if (impl->activation) {
     const ActivationCell& cell = *impl->activation;
     if (!cell.codes.defined()) return Geometry::of(t).view_of(cell.value).to(t.scalar_type());
-    return activation_codes(t).to(at::kFloat).mul_(cell.scale).to(t.scalar_type());
+    const at::Tensor codes = activation_codes(t);
+    if (cell.qtype == qint8 && is_cpu_activation(t) && codes.is_non_overlapping_and_dense()) {
+      return dequantize_on_cpu(codes, cell.scale.item<float>(), t.scalar_type());
+    }
+    return codes.to(at::kFloat).mul_(cell.scale).to(t.scalar_type());
   }
   if (!impl->weight->scheme()) return latent_of(t);
   WeightCell& cell = *impl->weight;

@@ -30,17 +30,21 @@ at::Tensor as_dtype(const at::Tensor& t, at::ScalarType dtype) {
   return t.defined() && t.scalar_type() != dtype ? t.to(dtype) : t;
 }
 
+void check_input(const at::Tensor& x, const at::Tensor& weight) {
+  TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == weight.size(1),
+                    "[quantal::linear] expected input of shape (…, ", weight.size(1),
+                    ") for a weight of shape (out, in) = ", weight.sizes(), ", got ", x.sizes());
+  TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()) || x.is_complex(),
+                    "[quantal::linear] expected a floating-point input, got ", x.scalar_type());
+}
+
 at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                             bool bias_follows) {
   if (x.is_nested()) {
     return over_tokens(x,
                        [&](const at::Tensor& rows) { return quantal::linear(rows, weight, bias); });
   }
-  TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == weight.size(1),
-                    "[quantal::linear] expected input of shape (…, ", weight.size(1),
-                    ") for a weight of shape (out, in) = ", weight.sizes(), ", got ", x.sizes());
-  TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()) || x.is_complex(),
-                    "[quantal::linear] expected a floating-point input, got ", x.scalar_type());
+  check_input(x, weight);
   const auto layer = layer_of(weight);
   // One scale a token is part of the integer kernel.
   const bool is_dynamic = quantizes_dynamically(layer, x) && layer->activations == qint8;
@@ -57,6 +61,16 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalT
     return quantized_linear(x, weight, added, /*bias_follows=*/false);
   }
   return at::linear(dequantize_ste(x), dequantize_ste(weight), added);
+}
+
+at::Tensor linear_dynamic(const at::Tensor& x, const at::Tensor& weight,
+                          const OptionalTensor& bias) {
+  TORCH_CHECK_VALUE(is_weight(weight) && impl_of(weight)->weight->scheme() && weight.dim() == 2 &&
+                        !is_transposed_weight(weight),
+                    "[quantal::linear_dynamic] expected a quantized weight of shape (out, in)");
+  check_input(x, weight);
+  return linear_ste(quantal::dequantize_ste(x), weight, bias.value_or(at::Tensor()),
+                    /*is_dynamic=*/true);
 }
 
 at::Tensor matmul(const at::Tensor& a, const at::Tensor& b) {

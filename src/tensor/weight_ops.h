@@ -9,6 +9,9 @@ namespace quantal {
 using OptionalTensor = std::optional<at::Tensor>;
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias);
+/// linear() with x quantized to int8 first, one scale a token, whatever the weight's layer says.
+at::Tensor linear_dynamic(const at::Tensor& x, const at::Tensor& weight,
+                          const OptionalTensor& bias);
 at::Tensor matmul(const at::Tensor& a, const at::Tensor& b);
 at::Tensor mm(const at::Tensor& a, const at::Tensor& b);
 at::Tensor addmm(const at::Tensor& bias, const at::Tensor& a, const at::Tensor& b,

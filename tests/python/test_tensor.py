@@ -446,3 +446,43 @@ def test_activation_keeps_codes_through_views_and_relu() -> None:
         assert ops.is_quantized(result)
         assert ops.parts(result)[0].dtype == torch.int8
     assert ops.fallback_count() == 0
+
+
+def tokens_to_int8(x: torch.Tensor) -> torch.Tensor:
+    """What dynamic quantization with one scale a token makes of `x`, straight through."""
+    scale = (x.detach().abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float).tiny)
+    return x + ((x / scale).round().clamp(-127, 127) * scale - x).detach()
+
+
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_linear_dynamic(qtype: str) -> None:
+    weight = torch.randn(37, 200, requires_grad=True)
+    bias = torch.randn(37, requires_grad=True)
+    x = torch.randn(2, 5, 200, requires_grad=True)
+    plain = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
+    q = ops.live_weight(weight, qtype)
+    y = ops.linear_dynamic(x, q, bias)
+    value = ops.dequantize(ops.quantize_weight(plain[1], qtype))
+    expected = F.linear(tokens_to_int8(plain[0]), value, plain[2])
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=2e-4)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for actual, reference in zip((x, q, bias), plain, strict=True):
+        torch.testing.assert_close(actual.grad, reference.grad, rtol=1e-4, atol=5e-2)
+    ops.freeze(q)
+    assert torch.equal(ops.linear_dynamic(x, q, bias), y)
+    half = ops.linear_dynamic(x.bfloat16(), q, bias.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), y, rtol=0.03, atol=0.5)
+
+
+def test_linear_dynamic_names_what_does_not_fit() -> None:
+    q = ops.quantize_weight(torch.randn(4, 6), "qint8")
+    with pytest.raises(ValueError, match=r"\[4, 6\].*\[2, 5\]"):
+        ops.linear_dynamic(torch.randn(2, 5), q)
+    with pytest.raises(ValueError, match="expected a quantized weight"):
+        ops.linear_dynamic(torch.randn(2, 6), torch.randn(4, 6))
+    with pytest.raises(ValueError, match="Long"):
+        ops.linear_dynamic(torch.ones(2, 6, dtype=torch.long), q)
+    assert ops.linear_dynamic(torch.randn(0, 6), q).shape == (0, 4)
+    assert ops.linear_dynamic(torch.full((1, 6), torch.nan), q).isnan().all()

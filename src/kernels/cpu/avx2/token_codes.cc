@@ -8,6 +8,8 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/activation_codes.h"
+
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
@@ -39,32 +41,6 @@ float absmax(const void* x, std::int64_t begin, std::int64_t count, FloatType ty
   return result;
 }
 
-__m256i round_codes(__m256 value, __m256 scale) {
-  const __m256 quotient =
-      _mm256_round_ps(_mm256_div_ps(value, scale), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m256 limit = _mm256_set1_ps(127);
-  return _mm256_cvtps_epi32(
-      _mm256_max_ps(_mm256_min_ps(quotient, limit), _mm256_sub_ps(_mm256_setzero_ps(), limit)));
-}
-
-void quantize(const void* x, std::int64_t begin, std::int64_t count, FloatType type, float scale,
-              std::int8_t* codes) {
-  const __m256 divisor = _mm256_set1_ps(scale);
-  std::int64_t i = 0;
-  for (; i + 2 * kHalfRows <= count; i += 2 * kHalfRows) {
-    const __m256i first = round_codes(load_rows(x, begin + i, type), divisor);
-    const __m256i second = round_codes(load_rows(x, begin + i + kHalfRows, type), divisor);
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(first, second), 0b11011000);
-    const __m128i bytes =
-        _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), bytes);
-  }
-  for (; i < count; ++i) {
-    const float value = std::nearbyint(load_float(x, begin + i, type) / scale);
-    codes[i] = static_cast<std::int8_t>(std::clamp(value, -127.0F, 127.0F));
-  }
-}
-
 }  // namespace
 
 void quantize_tokens__avx2(const PackedLayout& layout, const TokenSource& source,
@@ -83,7 +59,8 @@ void quantize_tokens__avx2(const PackedLayout& layout, const TokenSource& source
       std::int8_t* codes = out.codes(t) + layout.padded_begin(group);
       const std::int64_t columns = layout.group_columns(group);
       if (is_finite) {
-        quantize(source.x, from + layout.group_begin(group), columns, source.type, scale, codes);
+        const std::int64_t begin = from + layout.group_begin(group);
+        quantize_codes__avx2(source.x, source.type, begin, begin + columns, scale, codes - begin);
       } else {
         std::memset(codes, 0, columns);
       }

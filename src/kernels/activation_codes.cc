@@ -1,0 +1,73 @@
+#include "kernels/activation_codes.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+namespace quantal::kernels {
+namespace {
+
+// What one thread takes at a time, so that few elements stay on one.
+constexpr std::int64_t kChunk = 1 << 14;
+
+void in_chunks(std::int64_t count, const ParallelFor& parallel_for,
+               const std::function<void(std::int64_t, std::int64_t)>& body) {
+  parallel_for((count + kChunk - 1) / kChunk, [&](std::int64_t begin, std::int64_t end) {
+    body(begin * kChunk, std::min(count, end * kChunk));
+  });
+}
+
+bool has_avx2(Isa isa) {
+#if defined(__x86_64__)
+  return isa != Isa::kPortable;
+#else
+  static_cast<void>(isa);
+  return false;
+#endif
+}
+
+}  // namespace
+
+bool quantize_codes(Isa isa, const void* x, FloatType type, std::int64_t count, float scale,
+                    std::int8_t* codes, const ParallelFor& parallel_for) {
+  std::atomic<bool> is_right{true};
+  in_chunks(count, parallel_for, [&](std::int64_t begin, std::int64_t end) {
+#if defined(__x86_64__)
+    if (has_avx2(isa)) {
+      if (!quantize_codes__avx2(x, type, begin, end, scale, codes)) is_right = false;
+      return;
+    }
+#endif
+    if (!quantize_codes__portable(x, type, begin, end, scale, codes)) is_right = false;
+  });
+  return is_right;
+}
+
+void dequantize_codes(Isa isa, const std::int8_t* codes, std::int64_t count, float scale,
+                      FloatType type, void* y, const ParallelFor& parallel_for) {
+  in_chunks(count, parallel_for, [&](std::int64_t begin, std::int64_t end) {
+#if defined(__x86_64__)
+    if (has_avx2(isa)) return dequantize_codes__avx2(codes, begin, end, scale, type, y);
+#endif
+    dequantize_codes__portable(codes, begin, end, scale, type, y);
+  });
+}
+
+bool quantize_codes__portable(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
+                              float scale, std::int8_t* codes) {
+  for (std::int64_t i = begin; i < end; ++i) {
+    const float value = load_float(x, i, type) / scale;
+    if (std::isnan(value)) return false;
+    codes[i] = static_cast<std::int8_t>(std::clamp(std::nearbyint(value), -127.0F, 127.0F));
+  }
+  return true;
+}
+
+void dequantize_codes__portable(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
+                                float scale, FloatType type, void* y) {
+  for (std::int64_t i = begin; i < end; ++i) {
+    store_float(y, i, type, static_cast<float>(codes[i]) * scale);
+  }
+}
+
+}  // namespace quantal::kernels

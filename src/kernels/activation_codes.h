@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+
+#include <quantal/isa.h>
+
+#include "kernels/packed_layout.h"
+
+/// Activations of one scale for all: value = scale · code.
+namespace quantal::kernels {
+
+/// codes[i] = x[i] / scale, rounded half to even and saturated at ±127. False where x has a NaN,
+/// which no code can hold; the codes are then unspecified.
+QUANTAL_API bool quantize_codes(Isa isa, const void* x, FloatType type, std::int64_t count,
+                                float scale, std::int8_t* codes,
+                                const ParallelFor& parallel_for = serial_for);
+
+/// y[i] = scale · codes[i] as `type`.
+QUANTAL_API void dequantize_codes(Isa isa, const std::int8_t* codes, std::int64_t count,
+                                  float scale, FloatType type, void* y,
+                                  const ParallelFor& parallel_for = serial_for);
+
+// Elements [begin, end), per instruction set.
+bool quantize_codes__portable(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
+                              float scale, std::int8_t* codes);
+bool quantize_codes__avx2(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
+                          float scale, std::int8_t* codes);
+void dequantize_codes__portable(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
+                                float scale, FloatType type, void* y);
+void dequantize_codes__avx2(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
+                            float scale, FloatType type, void* y);
+
+}  // namespace quantal::kernels

@@ -1,0 +1,67 @@
+#include "ops/cpu_kernels.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include "kernels/activation_codes.h"
+
+namespace quantal {
+namespace {
+
+using kernels::FloatType;
+
+// Below so many multiplications, other threads cost more than they bring.
+constexpr std::int64_t kSerialProducts = 1 << 15;
+
+void on_torch_threads(std::int64_t count,
+                      const std::function<void(std::int64_t, std::int64_t)>& body) {
+  at::parallel_for(0, count, 1, body);
+}
+
+}  // namespace
+
+std::optional<FloatType> float_type(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return FloatType::kF32;
+    case at::kBFloat16:
+      return FloatType::kBF16;
+    case at::kHalf:
+      return FloatType::kF16;
+    default:
+      return std::nullopt;
+  }
+}
+
+kernels::ParallelFor threads_for(std::int64_t products) {
+  return products < kSerialProducts ? kernels::serial_for : on_torch_threads;
+}
+
+Isa kernel_isa() {
+  static const Isa chosen = [] {
+    const Result<Isa> active = active_isa();
+    TORCH_CHECK(active.status().ok(), active.status().message());
+    return active.value();
+  }();
+  return chosen;
+}
+
+bool is_cpu_activation(const at::Tensor& x) {
+  return x.device().is_cpu() && x.layout() == at::kStrided && float_type(x.scalar_type());
+}
+
+bool quantize_on_cpu(const at::Tensor& x, float scale, at::Tensor& codes) {
+  return kernels::quantize_codes(kernel_isa(), x.const_data_ptr(), *float_type(x.scalar_type()),
+                                 x.numel(), scale, codes.mutable_data_ptr<std::int8_t>(),
+                                 threads_for(x.numel()));
+}
+
+at::Tensor dequantize_on_cpu(const at::Tensor& codes, float scale, at::ScalarType dtype) {
+  at::Tensor value = at::empty_like(codes, codes.options().dtype(dtype));
+  kernels::dequantize_codes(kernel_isa(), codes.const_data_ptr<std::int8_t>(), codes.numel(), scale,
+                            *float_type(dtype), value.mutable_data_ptr(),
+                            threads_for(codes.numel()));
+  return value;
+}
+
+}  // namespace quantal

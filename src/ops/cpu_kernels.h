@@ -1,0 +1,31 @@
+#pragma once
+
+#include <optional>
+
+#include <ATen/core/Tensor.h>
+
+#include <quantal/isa.h>
+
+#include "kernels/packed_layout.h"
+
+/// What calling torch-free kernels from torch takes.
+namespace quantal {
+
+/// The kernels' name of a dtype, or nothing where they do not take it.
+std::optional<kernels::FloatType> float_type(at::ScalarType dtype);
+
+/// libtorch's threads; the calling one alone where there is too little to compute.
+kernels::ParallelFor threads_for(std::int64_t products);
+
+/// active_isa(); raises where QUANTAL_ISA names what this processor cannot run.
+Isa kernel_isa();
+
+/// Whether the two functions below take the float values of `x`.
+bool is_cpu_activation(const at::Tensor& x);
+
+/// Codes of a dense x, in the order of its memory; false where x has a NaN.
+bool quantize_on_cpu(const at::Tensor& x, float scale, at::Tensor& codes);
+/// The value of dense int8 codes.
+at::Tensor dequantize_on_cpu(const at::Tensor& codes, float scale, at::ScalarType dtype);
+
+}  // namespace quantal
