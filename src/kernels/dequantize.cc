@@ -20,6 +20,11 @@ Values values_of(QTypeId qtype) {
   return values;
 }
 
+// fp16 saturates, as dequantizing the canonical form does.
+float in_range(float value, FloatType type) {
+  return type == FloatType::kF16 ? std::clamp(value, -65504.0F, 65504.0F) : value;
+}
+
 // One row of a group: its word of every line becomes `columns` numbers.
 template <int bits>
 void decode_words(const std::byte* lines, std::int64_t columns, const Values& values, float scale,
@@ -75,10 +80,7 @@ void decode(const PackedLayout& layout, const std::byte* weight, std::int64_t co
         continue;
       }
       decode_row(layout, weight, values, row_of(i), row.data());
-      // fp16 saturates, as dequantizing the canonical form does.
-      if (type == FloatType::kF16) {
-        for (float& value : row) value = std::clamp(value, -65504.0F, 65504.0F);
-      }
+      for (float& value : row) value = in_range(value, type);
       store_floats(y, i * columns, type, row.data(), columns);
     }
   });
@@ -92,10 +94,36 @@ void dequantize_rows(const PackedLayout& layout, const std::byte* weight,
   decode(layout, weight, count, [&](std::int64_t i) { return indices[i]; }, type, y, parallel_for);
 }
 
-void dequantize_range(const PackedLayout& layout, const std::byte* weight, std::int64_t begin,
-                      std::int64_t count, FloatType type, void* y,
+void dequantize_range(Isa isa, const PackedLayout& layout, const std::byte* weight,
+                      std::int64_t begin, std::int64_t count, FloatType type, void* y,
                       const ParallelFor& parallel_for) {
+#if defined(__x86_64__)
+  if (isa != Isa::kPortable) {
+    parallel_for(count, [&](std::int64_t from, std::int64_t to) {
+      dequantize_range__avx2(layout, weight, begin, begin + from, begin + to, type, y);
+    });
+    return;
+  }
+#endif
+  static_cast<void>(isa);
   decode(layout, weight, count, [&](std::int64_t i) { return begin + i; }, type, y, parallel_for);
+}
+
+void dequantize_part(const PackedLayout& layout, const std::byte* weight, std::int64_t row,
+                     std::int64_t group, std::int64_t first, FloatType type, void* y,
+                     std::int64_t index) {
+  const std::byte* tile = weight + row / kTileRows * layout.tile_bytes();
+  const std::byte* scales =
+      tile + layout.group_offset(group) + layout.group_lines(group) * kLineBytes;
+  const auto r = row % kTileRows;
+  const float scale = load_float(scales, r, layout.spec().scale_type);
+  const float shift =
+      layout.is_affine() ? load_float(scales, kTileRows + r, layout.spec().scale_type) : 0.0F;
+  for (std::int64_t c = first; c < layout.group_columns(group); ++c) {
+    const std::uint8_t code = packed_code(layout, weight, row, layout.group_begin(group) + c);
+    const float value = code_value(layout.spec().qtype, code) * scale - shift;
+    store_float(y, index + c - first, type, in_range(value, type));
+  }
 }
 
 }  // namespace quantal::kernels

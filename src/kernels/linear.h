@@ -35,9 +35,19 @@ QUANTAL_API void dequantize_rows(const PackedLayout& layout, const std::byte* we
                                  void* y, const ParallelFor& parallel_for = serial_for);
 
 /// Rows [begin, begin + count) of the weight as `type`, (count, columns) at y.
-QUANTAL_API void dequantize_range(const PackedLayout& layout, const std::byte* weight,
+QUANTAL_API void dequantize_range(Isa isa, const PackedLayout& layout, const std::byte* weight,
                                   std::int64_t begin, std::int64_t count, FloatType type, void* y,
                                   const ParallelFor& parallel_for = serial_for);
+
+/// Columns [first, …) of a group of a row, as `type`, at y[index].
+void dequantize_part(const PackedLayout& layout, const std::byte* weight, std::int64_t row,
+                     std::int64_t group, std::int64_t first, FloatType type, void* y,
+                     std::int64_t index);
+
+/// Rows [begin, end) where row `first_row` is the first at y.
+void dequantize_range__avx2(const PackedLayout& layout, const std::byte* weight,
+                            std::int64_t first_row, std::int64_t begin, std::int64_t end,
+                            FloatType type, void* y);
 
 void linear__portable(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx2(const LinearArgs& args, const ParallelFor& parallel_for);

@@ -45,13 +45,14 @@ kernels::WeightSpec spec_of(const WeightCodes& codes) {
 }  // namespace
 
 bool PackedWeight::takes(const WeightCodes& codes) {
-  return codes.sizes.size() == 2 && codes.rows() > 0 && codes.row_length() > 0 && !codes.wide &&
+  return codes.sizes.size() >= 2 && codes.rows() > 0 && codes.row_length() > 0 && !codes.wide &&
          codes.data.device().is_cpu() && float_type(codes.scale.scalar_type()) &&
          (!codes.shift.defined() || codes.shift.scalar_type() == codes.scale.scalar_type());
 }
 
 PackedWeight::PackedWeight(const WeightCodes& codes)
     : qtype_(codes.qtype),
+      sizes_(codes.sizes),
       group_size_(codes.group_size),
       scale_dtype_(codes.scale.scalar_type()),
       layout_(spec_of(codes)),
@@ -74,10 +75,9 @@ std::int64_t PackedWeight::nbytes() const {
 }
 
 WeightCodes PackedWeight::codes() const {
-  const std::vector<std::int64_t> sizes = {rows(), columns()};
-  const auto scales = scale_shape(qtype_, sizes, group_size_);
-  WeightCodes codes{qtype_, sizes, group_size_, {}, {}, {}};
-  codes.data = at::empty(data_shape(qtype_, sizes, group_size_), code_dtype(qtype_));
+  const auto scales = scale_shape(qtype_, sizes_, group_size_);
+  WeightCodes codes{qtype_, sizes_, group_size_, {}, {}, {}};
+  codes.data = at::empty(data_shape(qtype_, sizes_, group_size_), code_dtype(qtype_));
   codes.scale = at::empty(scales, scale_dtype_);
   if (qtype_.is_affine()) codes.shift = at::empty(scales, scale_dtype_);
   kernels::unpack(layout_, tile_of(0),
@@ -92,16 +92,16 @@ at::Tensor PackedWeight::decode(std::int64_t begin, std::int64_t count,
   if (!float_type(dtype)) {
     return decode_rows(at::arange(begin, begin + count, at::kLong), dtype);
   }
-  at::Tensor value = at::empty({count, columns()}, dtype);
-  kernels::dequantize_range(layout_, tile_of(0), begin, count, *float_type(dtype), value.data_ptr(),
-                            threads_for(count * columns()));
+  at::Tensor value = at::empty(sizes_of(count), dtype);
+  kernels::dequantize_range(kernel_isa(), layout_, tile_of(0), begin, count, *float_type(dtype),
+                            value.data_ptr(), threads_for(count * columns()));
   return value;
 }
 
 at::Tensor PackedWeight::decode_rows(const at::Tensor& indices, at::ScalarType dtype) const {
   if (!float_type(dtype)) return quantal::decode_rows(codes(), indices, dtype);
   const at::Tensor rows = indices.contiguous();
-  at::Tensor value = at::empty({rows.numel(), columns()}, dtype);
+  at::Tensor value = at::empty(sizes_of(rows.numel()), dtype);
   kernels::dequantize_rows(layout_, tile_of(0), rows.const_data_ptr<std::int64_t>(), rows.numel(),
                            *float_type(dtype), value.data_ptr(),
                            threads_for(rows.numel() * columns()));
@@ -168,6 +168,12 @@ void PackedWeight::integer_linear(const kernels::TokenSource& source, FloatType 
                                         .bias = data_of(added)};
   kernels::find_integer_linear(kernel_isa(), layout.spec())(
       args, threads_for(source.tokens * count * columns()));
+}
+
+std::vector<std::int64_t> PackedWeight::sizes_of(std::int64_t rows) const {
+  std::vector<std::int64_t> sizes = sizes_;
+  sizes[0] = rows;
+  return sizes;
 }
 
 PackedLayout PackedWeight::part(std::int64_t count) const {

@@ -10,10 +10,11 @@
 
 namespace quantal {
 
-/// A quantized matrix as the CPU's kernels read it (kernels/packed_layout.h).
+/// A quantized weight as the CPU's kernels read it (kernels/packed_layout.h): a matrix (rows,
+/// columns), the dimensions after the first as one.
 class PackedWeight {
  public:
-  /// Whether kernels take it: a matrix with elements, on the CPU, whose values fp32 computes.
+  /// Whether kernels take it: it has elements, is on the CPU, and fp32 computes its values.
   static bool takes(const WeightCodes& codes);
 
   /// Precondition: takes(codes).
@@ -58,7 +59,11 @@ class PackedWeight {
   kernels::PackedLayout part(std::int64_t count) const;
   const std::byte* tile_of(std::int64_t row) const;
 
+  /// Sizes of `rows` rows.
+  std::vector<std::int64_t> sizes_of(std::int64_t rows) const;
+
   QType qtype_;
+  std::vector<std::int64_t> sizes_;
   std::int64_t group_size_;
   at::ScalarType scale_dtype_;
   kernels::PackedLayout layout_;

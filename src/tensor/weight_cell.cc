@@ -77,12 +77,8 @@ std::shared_ptr<const PackedWeight> WeightCell::packed() {
 }
 
 at::Tensor WeightCell::decode(std::int64_t begin, std::int64_t count, at::ScalarType dtype) {
-  std::unique_lock lock(mutex_);
-  update();
-  const auto codes = codes_;
-  const auto packed = packed_;
-  lock.unlock();
-  return packed ? packed->decode(begin, count, dtype) : decode_range(*codes, begin, count, dtype);
+  const auto value = dtype == at::kDouble ? nullptr : packed();
+  return value ? value->decode(begin, count, dtype) : decode_range(*codes(), begin, count, dtype);
 }
 
 at::Tensor WeightCell::decode_rows(const at::Tensor& indices, at::ScalarType dtype) {

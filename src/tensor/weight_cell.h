@@ -39,7 +39,7 @@ class WeightCell {
   std::shared_ptr<const WeightCodes> codes();
   /// The packed form, which replaces the codes; null where kernels do not take it.
   std::shared_ptr<const PackedWeight> packed();
-  /// Rows [begin, begin + count) of the float value.
+  /// Rows [begin, begin + count) of the float value, which packs it where kernels take it.
   at::Tensor decode(std::int64_t begin, std::int64_t count, at::ScalarType dtype);
   /// Rows `indices` (1-D, int64).
   at::Tensor decode_rows(const at::Tensor& indices, at::ScalarType dtype);

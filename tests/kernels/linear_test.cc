@@ -195,6 +195,28 @@ TEST(DequantizeRows, gives_the_canonical_values) {
   }
 }
 
+TEST_P(Linear, dequantizes_ranges_as_it_does_rows) {
+  const auto [isa, qtype] = GetParam();
+  for (const WeightSpec& spec : specs(qtype)) {
+    RandomWeight weight(spec);
+    std::vector<std::byte> bytes = weight.packed();
+    const std::byte* packed = RandomWeight::align(bytes);
+    for (const std::int64_t begin : {std::int64_t{0}, spec.rows / 3}) {
+      const std::int64_t count = spec.rows - begin - (spec.rows > 4 ? 1 : 0);
+      std::vector<std::int64_t> rows;
+      for (std::int64_t i = 0; i < count; ++i) rows.push_back(begin + i);
+      for (const FloatType type : {FloatType::kF32, FloatType::kBF16, FloatType::kF16}) {
+        const std::int64_t size = count * spec.columns * size_of(type);
+        const GuardedBytes wanted(size), got(size);
+        dequantize_rows(PackedLayout(spec), packed, rows.data(), count, type, wanted.data());
+        dequantize_range(isa, PackedLayout(spec), packed, begin, count, type, got.data());
+        ASSERT_EQ(std::memcmp(got.data(), wanted.data(), size), 0)
+            << Case{isa, spec, count, type}.name();
+      }
+    }
+  }
+}
+
 TEST(Linear, every_isa_has_a_kernel_for_every_type) {
   for (const Isa isa : supported_isas()) {
     for (const QTypeId qtype : kAllTypes) {

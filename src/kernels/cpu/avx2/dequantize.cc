@@ -1,0 +1,196 @@
+// Dequantizing ranges of rows for AVX2: the numbers of the portable reading. Eight lines of eight
+// rows are transposed, which leaves 32 or more consecutive columns of a row in a register.
+#include <immintrin.h>
+
+#include <algorithm>
+
+#include "kernels/linear.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+
+#include "kernels/cpu/avx2/rows.h"
+
+namespace quantal::kernels {
+namespace {
+
+constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
+constexpr int kLines = 8;
+
+// words[line] has a word of every row; afterwards words[row] has one of every line.
+void transpose(__m256i (&words)[kLines]) {
+  __m256i pairs[kLines], quads[kLines];
+  QUANTAL_UNROLL for (int i = 0; i < kLines; i += 2) {
+    pairs[i] = _mm256_unpacklo_epi32(words[i], words[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_epi32(words[i], words[i + 1]);
+  }
+  QUANTAL_UNROLL for (int i = 0; i < kLines; i += 4) {
+    QUANTAL_UNROLL for (int j = 0; j < 2; ++j) {
+      quads[i + 2 * j] = _mm256_unpacklo_epi64(pairs[i + j], pairs[i + j + 2]);
+      quads[i + 2 * j + 1] = _mm256_unpackhi_epi64(pairs[i + j], pairs[i + j + 2]);
+    }
+  }
+  QUANTAL_UNROLL for (int i = 0; i < 4; ++i) {
+    words[i] = _mm256_permute2x128_si256(quads[i], quads[i + 4], 0x20);
+    words[i + 4] = _mm256_permute2x128_si256(quads[i], quads[i + 4], 0x31);
+  }
+}
+
+// Takes a row's words of eight lines apart: bytes[i] has columns [16 i, 16 i + 16) as stored codes.
+template <int bits>
+inline void split(__m256i words, __m128i (&bytes)[16 / bits]) {
+  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << bits) - 1));
+  if constexpr (bits == 8) {
+    bytes[0] = _mm256_castsi256_si128(words);
+    bytes[1] = _mm256_extracti128_si256(words, 1);
+  } else if constexpr (bits == 4) {
+    const __m256i low = _mm256_and_si256(words, mask);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(words, 4), mask);
+    const __m256i even = _mm256_unpacklo_epi32(low, high);
+    const __m256i odd = _mm256_unpackhi_epi32(low, high);
+    bytes[0] = _mm256_castsi256_si128(even);
+    bytes[1] = _mm256_castsi256_si128(odd);
+    bytes[2] = _mm256_extracti128_si256(even, 1);
+    bytes[3] = _mm256_extracti128_si256(odd, 1);
+  } else {
+    __m256i plane[4], pair[4];
+    QUANTAL_UNROLL for (int p = 0; p < 4; ++p) {
+      plane[p] = _mm256_and_si256(_mm256_srli_epi16(words, 2 * p), mask);
+    }
+    pair[0] = _mm256_unpacklo_epi32(plane[0], plane[1]);
+    pair[1] = _mm256_unpacklo_epi32(plane[2], plane[3]);
+    pair[2] = _mm256_unpackhi_epi32(plane[0], plane[1]);
+    pair[3] = _mm256_unpackhi_epi32(plane[2], plane[3]);
+    QUANTAL_UNROLL for (int half = 0; half < 2; ++half) {
+      const __m256i even = _mm256_unpacklo_epi64(pair[2 * half], pair[2 * half + 1]);
+      const __m256i odd = _mm256_unpackhi_epi64(pair[2 * half], pair[2 * half + 1]);
+      bytes[2 * half] = _mm256_castsi256_si128(even);
+      bytes[2 * half + 1] = _mm256_castsi256_si128(odd);
+      bytes[4 + 2 * half] = _mm256_extracti128_si256(even, 1);
+      bytes[4 + 2 * half + 1] = _mm256_extracti128_si256(odd, 1);
+    }
+  }
+}
+
+// The numbers that the low eight stored codes stand for.
+template <QTypeId qtype>
+inline __m256 numbers(__m128i bytes) {
+  if constexpr (qtype == QTypeId::kInt8) {
+    const __m128i flip = _mm_set1_epi8(static_cast<char>(0x80));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_xor_si128(bytes, flip)));
+  } else if constexpr (qtype == QTypeId::kInt4 || qtype == QTypeId::kInt2) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+  } else if constexpr (qtype == QTypeId::kFloat8E5M2) {
+    return _mm256_cvtph_ps(_mm_unpacklo_epi8(_mm_setzero_si128(), bytes));
+  } else {
+    const __m128i half =
+        _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(bytes), 7), _mm_set1_epi16(-0x4080));
+    constexpr float kBias = qtype == QTypeId::kFloat8E4M3FN ? 0x1p8F : 0x1p7F;
+    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(kBias));
+  }
+}
+
+struct Output {
+  FloatType type;
+  void* y;
+  std::int64_t columns;
+  std::int64_t first_row;  ///< of the weight, at y
+};
+
+inline void store_numbers(const Output& out, std::int64_t index, __m256 value) {
+  if (out.type == FloatType::kF16) {
+    value = _mm256_max_ps(_mm256_min_ps(value, _mm256_set1_ps(65504)), _mm256_set1_ps(-65504));
+  }
+  store_rows(out.y, index, out.type, kHalfRows, value);
+}
+
+// Whole blocks of eight lines of a group, for rows [begin, end) of eight; returns how many columns.
+template <QTypeId qtype, int bits>
+std::int64_t decode_group(const PackedLayout& layout, const std::byte* lines, std::int64_t columns,
+                          const HalfScales& scales, std::int64_t begin, std::int64_t end,
+                          const Output& out, std::int64_t index) {
+  constexpr std::int64_t kColumns = kLines * 32 / bits;
+  float scale[kHalfRows], shift[kHalfRows];
+  _mm256_storeu_ps(scale, scales.scale);
+  _mm256_storeu_ps(shift, scales.shift);
+  std::int64_t column = 0;
+  for (; column + kColumns <= columns; column += kColumns, lines += kLines * kLineBytes) {
+    __m256i words[kLines];
+    QUANTAL_UNROLL for (int i = 0; i < kLines; ++i) {
+      words[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines + i * kLineBytes));
+    }
+    transpose(words);
+    for (std::int64_t r = begin; r < end; ++r) {
+      __m128i bytes[16 / bits];
+      split<bits>(words[r], bytes);
+      const __m256 by = _mm256_set1_ps(scale[r]), less = _mm256_set1_ps(shift[r]);
+      std::int64_t to = index + (r - begin) * layout.spec().columns + column;
+      QUANTAL_UNROLL for (int i = 0; i < 16 / bits; ++i) {
+        const __m256 first = numbers<qtype>(bytes[i]);
+        const __m256 second = numbers<qtype>(_mm_unpackhi_epi64(bytes[i], bytes[i]));
+        store_numbers(out, to, _mm256_sub_ps(_mm256_mul_ps(first, by), less));
+        store_numbers(out, to + 8, _mm256_sub_ps(_mm256_mul_ps(second, by), less));
+        to += 16;
+      }
+    }
+  }
+  return column;
+}
+
+// Rows [begin, end) of the weight, all of one half of a tile.
+template <QTypeId qtype, int bits>
+void decode_half(const PackedLayout& layout, const std::byte* weight, std::int64_t begin,
+                 std::int64_t end, const Output& out) {
+  const std::int64_t half_row = begin / kHalfRows * kHalfRows;
+  const int half = static_cast<int>(half_row / kHalfRows % 2);
+  const std::byte* tile = weight + begin / PackedLayout::kTileRows * layout.tile_bytes();
+  for (std::int64_t group = 0; group < layout.groups(); ++group) {
+    const HalfScales scales(layout, tile, group, half);
+    const std::byte* lines = tile + layout.group_offset(group) + half * (kLineBytes / 2);
+    const std::int64_t columns = layout.group_columns(group);
+    const std::int64_t first = layout.group_begin(group);
+    const std::int64_t index = (begin - out.first_row) * out.columns + first;
+    const std::int64_t done = decode_group<qtype, bits>(
+        layout, lines, columns, scales, begin - half_row, end - half_row, out, index);
+    for (std::int64_t row = begin; row < end && done < columns; ++row) {
+      dequantize_part(layout, weight, row, group, done, out.type, out.y,
+                      (row - out.first_row) * out.columns + first + done);
+    }
+  }
+}
+
+template <QTypeId qtype, int bits>
+void decode_range(const PackedLayout& layout, const std::byte* weight, std::int64_t begin,
+                  std::int64_t end, const Output& out) {
+  for (std::int64_t row = begin; row < end;) {
+    const std::int64_t stop = std::min(end, (row / kHalfRows + 1) * kHalfRows);
+    decode_half<qtype, bits>(layout, weight, row, stop, out);
+    row = stop;
+  }
+}
+
+}  // namespace
+
+void dequantize_range__avx2(const PackedLayout& layout, const std::byte* weight,
+                            std::int64_t first_row, std::int64_t begin, std::int64_t end,
+                            FloatType type, void* y) {
+  const Output out{type, y, layout.spec().columns, first_row};
+  switch (layout.spec().qtype) {
+    case QTypeId::kInt2:
+      return decode_range<QTypeId::kInt2, 2>(layout, weight, begin, end, out);
+    case QTypeId::kInt4:
+      return decode_range<QTypeId::kInt4, 4>(layout, weight, begin, end, out);
+    case QTypeId::kInt8:
+      return decode_range<QTypeId::kInt8, 8>(layout, weight, begin, end, out);
+    case QTypeId::kFloat8E4M3FN:
+      return decode_range<QTypeId::kFloat8E4M3FN, 8>(layout, weight, begin, end, out);
+    case QTypeId::kFloat8E4M3FNUZ:
+      return decode_range<QTypeId::kFloat8E4M3FNUZ, 8>(layout, weight, begin, end, out);
+    case QTypeId::kFloat8E5M2:
+      return decode_range<QTypeId::kFloat8E5M2, 8>(layout, weight, begin, end, out);
+  }
+}
+
+}  // namespace quantal::kernels
+
+#pragma GCC pop_options
