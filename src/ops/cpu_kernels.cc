@@ -1,9 +1,14 @@
 #include "ops/cpu_kernels.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Config.h>
 #include <ATen/Parallel.h>
 
 #include "kernels/activation_codes.h"
+
+#if AT_PARALLEL_OPENMP && !defined(_OPENMP)
+#error "at::parallel_for() would run on one thread: compile this file with -fopenmp"
+#endif
 
 namespace quantal {
 namespace {
