@@ -91,6 +91,35 @@ at::Tensor as_matrix(const at::Tensor& t) {
   return t.reshape({c10::multiply_integers(t.sizes().slice(0, t.dim() - 1)), t.size(-1)});
 }
 
+// Elements of a weight that are floats at a time during a backward pass.
+constexpr std::int64_t kBackwardElements = 1 << 20;
+
+// grad · w, differentiable while a graph is recorded. Otherwise a large weight is dequantized a
+// block of rows after the other, and the sums are kept in fp32.
+at::Tensor times_weight(const at::Tensor& grad, const at::Tensor& weight) {
+  const auto rows =
+      is_weight(weight) && impl_of(weight)->weight->scheme() ? rows_of(weight) : std::nullopt;
+  const bool in_blocks = rows && !rows->transposed && !at::GradMode::is_enabled() &&
+                         weight.numel() > kBackwardElements && grad.scalar_type() != at::kDouble;
+  if (!in_blocks) return grad.mm(dequantize_ste(weight).to(grad.scalar_type()));
+  at::AutoDispatchBelowADInplaceOrView below;
+  WeightCell& cell = *impl_of(weight)->weight;
+  const std::int64_t columns = weight.size(1);
+  const std::int64_t step = std::max<std::int64_t>(kBackwardElements / columns / 16, 1) * 16;
+  at::Tensor sum = at::zeros({grad.size(0), columns}, grad.options().dtype(at::kFloat));
+  for (std::int64_t i = 0; i < rows->count; i += step) {
+    const std::int64_t count = std::min(step, rows->count - i);
+    const at::Tensor part = cell.decode(rows->begin + i, count, grad.scalar_type());
+    const at::Tensor of_grad = grad.narrow(1, i, count);
+    if (grad.scalar_type() == at::kFloat) {
+      sum.addmm_(of_grad, part);
+    } else {
+      sum.add_(of_grad.mm(part));
+    }
+  }
+  return sum.to(grad.scalar_type());
+}
+
 struct Linear : Function<Linear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, bool is_dynamic) {
@@ -110,8 +139,7 @@ struct Linear : Function<Linear> {
     const at::Tensor rows = as_matrix(grad);
     at::Tensor grad_x, grad_weight, grad_bias;
     if (context->needs_input_grad(0)) {
-      const at::Tensor weight = dequantize_ste(saved[1]).to(grad.scalar_type());
-      grad_x = rows.mm(weight).reshape(saved[0].sizes());
+      grad_x = times_weight(rows, saved[1]).reshape(saved[0].sizes());
     }
     if (context->needs_input_grad(1)) {
       at::Tensor x = as_matrix(dequantize_ste(saved[0]));

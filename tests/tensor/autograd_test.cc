@@ -78,6 +78,19 @@ TEST_P(Gradients, of_linear) {
   }
 }
 
+// The backward pass never has all of the weight as floats.
+TEST_P(Gradients, of_a_large_weight) {
+  const at::Tensor w = live({1100, 1024});
+  const auto linear = [](const auto& x, const auto& w, const auto& b) {
+    return at::linear(x, w, b);
+  };
+  expect_gradients(linear, normal({2, 1024}, dtype()), w, normal({1100}, dtype(), 3), 1100);
+  const auto part = [](const auto& x, const auto& w, const auto&) {
+    return at::linear(x, w.slice(0, 5, 1090));
+  };
+  expect_gradients(part, normal({2, 1024}, dtype()), w, {}, 1085);
+}
+
 TEST_P(Gradients, of_parts_of_a_weight) {
   const at::Tensor none;
   const at::Tensor w = live({6, 16});
