@@ -53,6 +53,7 @@ def make(scheme: Scheme, weight: Floats, copies: int, threads: int) -> Linears:
     call = _dynamic() if "a8" in traits else _weight_only
     dtype = torch.bfloat16 if "bf16" in traits else torch.float32
     w = torch.from_numpy(weight).to(dtype)
-    layers = [torch.ops.quantal.quantize_weight(w, qtype) for _ in range(copies)]
+    first = torch.ops.quantal.quantize_weight(w, qtype)
+    layers = [first, *(first.clone() for _ in range(copies - 1))]
     parts = [part for part in torch.ops.quantal.parts(layers[0]) if part is not None]
     return TorchLinears(layers, call, nbytes(*parts), dtype)
