@@ -55,5 +55,9 @@ def make(scheme: Scheme, weight: Floats, copies: int, threads: int) -> Linears:
     w = torch.from_numpy(weight).to(dtype)
     first = torch.ops.quantal.quantize_weight(w, qtype)
     layers = [first, *(first.clone() for _ in range(copies - 1))]
+    # A weight is packed at its first call.
+    sample = torch.zeros(1, weight.shape[1], dtype=dtype)
+    for layer in layers:
+        call(layer, sample)
     parts = [part for part in torch.ops.quantal.parts(layers[0]) if part is not None]
     return TorchLinears(layers, call, nbytes(*parts), dtype)

@@ -4,6 +4,12 @@
 #include <ATen/Config.h>
 #include <ATen/Parallel.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdlib>
+
 #include "kernels/activation_codes.h"
 
 #if AT_PARALLEL_OPENMP && !defined(_OPENMP)
@@ -17,6 +23,8 @@ using kernels::FloatType;
 
 // Below so many multiplications, other threads cost more than they bring.
 constexpr std::int64_t kSerialProducts = 1 << 15;
+
+constexpr std::int64_t kHugePage = 2 << 20;
 
 void on_torch_threads(std::int64_t count,
                       const std::function<void(std::int64_t, std::int64_t)>& body) {
@@ -40,6 +48,19 @@ std::optional<FloatType> float_type(at::ScalarType dtype) {
 
 kernels::ParallelFor threads_for(std::int64_t products) {
   return products < kSerialProducts ? kernels::serial_for : on_torch_threads;
+}
+
+at::Tensor weight_memory(std::int64_t bytes) {
+#if defined(__linux__)
+  if (bytes >= 2 * kHugePage) {
+    const std::int64_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    void* memory = std::aligned_alloc(kHugePage, size);
+    TORCH_CHECK(memory != nullptr, "[quantal] out of memory: ", size, " bytes for a packed weight");
+    madvise(memory, size, MADV_HUGEPAGE);
+    return at::from_blob(memory, {bytes}, std::free, at::kByte);
+  }
+#endif
+  return at::empty({bytes}, at::kByte);
 }
 
 Isa kernel_isa() {

@@ -17,6 +17,10 @@ std::optional<kernels::FloatType> float_type(at::ScalarType dtype);
 /// libtorch's threads; the calling one alone where there is too little to compute.
 kernels::ParallelFor threads_for(std::int64_t products);
 
+/// Uninitialised bytes for a packed weight. Large ones lie on huge pages where the system has them:
+/// a kernel that streams through a weight waits for address translation otherwise.
+at::Tensor weight_memory(std::int64_t bytes);
+
 /// active_isa(); raises where QUANTAL_ISA names what this processor cannot run.
 Isa kernel_isa();
 

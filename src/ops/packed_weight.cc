@@ -56,7 +56,7 @@ PackedWeight::PackedWeight(const WeightCodes& codes)
       group_size_(codes.group_size),
       scale_dtype_(codes.scale.scalar_type()),
       layout_(spec_of(codes)),
-      data_(at::empty({layout_.size()}, at::kByte)) {
+      data_(weight_memory(layout_.size())) {
   const at::Tensor data = codes.data.contiguous();
   const at::Tensor scale = codes.scale.contiguous();
   const at::Tensor shift = codes.shift.defined() ? codes.shift.contiguous() : codes.shift;

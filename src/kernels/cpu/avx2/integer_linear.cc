@@ -27,6 +27,19 @@ constexpr std::int64_t kPrefetchBytes = 2048;
 // in the first-level cache.
 constexpr std::int64_t kChunkColumns = 1024;
 
+// sum + part, now: GCC would add the parts of several steps first, and runs out of registers for
+// them.
+inline __m256i add_16(__m256i sum, __m256i part) {
+  sum = _mm256_add_epi16(sum, part);
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+inline __m256i add_32(__m256i sum, __m256i part) {
+  sum = _mm256_add_epi32(sum, part);
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+
 __m256i broadcast_word(const void* data) {
   std::int32_t word;
   std::memcpy(&word, data, sizeof(word));
@@ -59,7 +72,7 @@ struct NarrowDot {
           const __m256i codes = _mm256_and_si256(_mm256_srli_epi16(words, bits * plane), mask);
           QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
             const __m256i values = broadcast_word(x + t * stride + i * kDepth + 4L * plane);
-            pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(codes, values));
+            pairs[t] = add_16(pairs[t], _mm256_maddubs_epi16(codes, values));
           }
         }
       }
@@ -86,9 +99,8 @@ struct ByteDot {
       const __m256i even = _mm256_and_si256(words, low), odd = _mm256_srli_epi16(words, 8);
       QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
         const Code* values = x + t * stride + i * kDepth;
-        const __m256i part = _mm256_madd_epi16(even, broadcast_word(values));
-        total[t] = _mm256_add_epi32(total[t], part);
-        total[t] = _mm256_add_epi32(total[t], _mm256_madd_epi16(odd, broadcast_word(values + 2)));
+        total[t] = add_32(total[t], _mm256_madd_epi16(even, broadcast_word(values)));
+        total[t] = add_32(total[t], _mm256_madd_epi16(odd, broadcast_word(values + 2)));
       }
     }
   }
