@@ -88,21 +88,32 @@ void unpack_row(const std::byte* lines, std::int64_t columns, std::int64_t width
   for (std::int64_t c = columns; c < width; ++c) to[c] |= static_cast<std::uint8_t>(code << shift);
 }
 
-void pack_group(const PackedLayout& layout, const CanonicalCodes& codes,
-                const CanonicalWeight& weight, std::int64_t row, std::int64_t group,
-                std::byte* out) {
-  const std::uint8_t* from = weight.data + codes.byte(row, group);
-  const int shift = codes.shift(row, group);
-  const std::int64_t columns = layout.group_columns(group);
-  std::byte* lines = out + row % kTileRows * 4;
+// Columns [begin, columns) of one row.
+void pack_rest(const PackedLayout& layout, const TileRows& rows, std::int64_t row,
+               std::int64_t begin, std::int64_t columns, std::byte* lines) {
+  const std::uint8_t* from = rows.from[row] + begin;
+  std::byte* out = lines + begin / layout.depth() * kLineBytes + row * 4;
   switch (layout.depth()) {
     case 16:
-      return pack_row<2>(from, shift, columns, 0, lines);
+      return pack_row<2>(from, rows.shift[row], columns - begin, 0, out);
     case 8:
-      return pack_row<4>(from, shift, columns, 0, lines);
+      return pack_row<4>(from, rows.shift[row], columns - begin, 0, out);
     default:
-      return pack_row<8>(from, shift, columns, flip_of(layout.spec()), lines);
+      return pack_row<8>(from, rows.shift[row], columns - begin, flip_of(layout.spec()), out);
   }
+}
+
+std::int64_t pack_whole_lines(Isa isa, const PackedLayout& layout, const TileRows& rows,
+                              std::int64_t columns, std::byte* lines) {
+#if defined(__x86_64__)
+  if (isa != Isa::kPortable) {
+    const auto bits = static_cast<int>(32 / layout.depth());
+    return pack_rows__avx2(bits, rows, columns, flip_of(layout.spec()), lines);
+  }
+#endif
+  static_cast<void>(isa), static_cast<void>(layout), static_cast<void>(rows);
+  static_cast<void>(columns), static_cast<void>(lines);
+  return 0;
 }
 
 void unpack_group(const PackedLayout& layout, const CanonicalCodes& codes,
@@ -129,6 +140,20 @@ void copy_scale(const PackedLayout& layout, void* to, std::int64_t to_index, con
               static_cast<const std::byte*>(from) + from_index * size, size);
 }
 
+// The scales of a tile's group, then its shifts.
+void copy_scales(const PackedLayout& layout, const CanonicalWeight& weight, std::int64_t first,
+                 std::int64_t rows, std::int64_t group, std::byte* out) {
+  const std::int64_t end =
+      group + 1 < layout.groups() ? layout.group_offset(group + 1) : layout.tile_bytes();
+  const std::int64_t begin = layout.group_offset(group) + layout.group_lines(group) * kLineBytes;
+  std::memset(out, 0, end - begin);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::int64_t from = (first + r) * layout.groups() + group;
+    copy_scale(layout, out, r, weight.scale, from);
+    if (layout.is_affine()) copy_scale(layout, out, kTileRows + r, weight.shift, from);
+  }
+}
+
 }  // namespace
 
 void serial_for(std::int64_t count, const std::function<void(std::int64_t, std::int64_t)>& body) {
@@ -149,24 +174,37 @@ std::int64_t canonical_data_size(const WeightSpec& spec) {
 }
 
 void pack(const PackedLayout& layout, const CanonicalWeight& weight, std::byte* packed,
-          const ParallelFor& parallel_for) {
-  const CanonicalCodes codes(layout);
+          const ParallelFor& parallel_for, Isa isa) {
   parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
-    std::memset(packed + begin * layout.tile_bytes(), 0, (end - begin) * layout.tile_bytes());
-    for (std::int64_t row = begin * kTileRows; row < std::min(end * kTileRows, layout.spec().rows);
-         ++row) {
-      std::byte* tile = packed + row / kTileRows * layout.tile_bytes();
-      for (std::int64_t group = 0; group < layout.groups(); ++group) {
-        std::byte* out = tile + layout.group_offset(group);
-        pack_group(layout, codes, weight, row, group, out);
-        std::byte* scales = out + layout.group_lines(group) * kLineBytes;
-        const std::int64_t from = row * layout.groups() + group;
-        copy_scale(layout, scales, row % kTileRows, weight.scale, from);
-        if (!layout.is_affine()) continue;
-        copy_scale(layout, scales, kTileRows + row % kTileRows, weight.shift, from);
-      }
-    }
+    pack_tiles(isa, layout, weight, begin, end, packed + begin * layout.tile_bytes());
   });
+}
+
+void pack_tiles(Isa isa, const PackedLayout& layout, const CanonicalWeight& weight,
+                std::int64_t begin, std::int64_t end, std::byte* packed) {
+  const CanonicalCodes codes(layout);
+  const std::int64_t groups = layout.groups();
+  for (std::int64_t tile = begin; tile < end; ++tile, packed += layout.tile_bytes()) {
+    const std::int64_t first = tile * kTileRows;
+    const std::int64_t rows = std::min(kTileRows, layout.spec().rows - first);
+    if (rows < kTileRows) std::memset(packed, 0, layout.tile_bytes());
+    for (std::int64_t group = 0; group < groups; ++group) {
+      std::byte* lines = packed + layout.group_offset(group);
+      const std::int64_t columns = layout.group_columns(group);
+      TileRows from{};
+      for (std::int64_t r = 0; r < rows; ++r) {
+        from.from[r] = weight.data + codes.byte(first + r, group);
+        from.shift[r] = codes.shift(first + r, group);
+      }
+      const std::int64_t done =
+          rows == kTileRows ? pack_whole_lines(isa, layout, from, columns, lines) : 0;
+      if (done < columns) {
+        for (std::int64_t r = 0; r < rows; ++r) pack_rest(layout, from, r, done, columns, lines);
+      }
+      copy_scales(layout, weight, first, rows, group,
+                  lines + layout.group_lines(group) * kLineBytes);
+    }
+  }
 }
 
 void unpack(const PackedLayout& layout, const std::byte* packed,

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include <quantal/api.h>
+#include <quantal/isa.h>
 #include <quantal/qtype.h>
 
 #include "kernels/float_types.h"
@@ -94,7 +95,11 @@ struct MutableCanonicalWeight {
 
 /// Canonical to packed: `packed` has layout.size() bytes, aligned to 64.
 QUANTAL_API void pack(const PackedLayout& layout, const CanonicalWeight& weight, std::byte* packed,
-                      const ParallelFor& parallel_for = serial_for);
+                      const ParallelFor& parallel_for = serial_for, Isa isa = Isa::kPortable);
+
+/// Tiles [begin, end) alone, to `packed`.
+QUANTAL_API void pack_tiles(Isa isa, const PackedLayout& layout, const CanonicalWeight& weight,
+                            std::int64_t begin, std::int64_t end, std::byte* packed);
 
 /// Packed to canonical, bit for bit what pack() was given (a short last group's padding as the
 /// canonical form prescribes it).
@@ -104,6 +109,16 @@ QUANTAL_API void unpack(const PackedLayout& layout, const std::byte* packed,
 
 /// Bytes of the canonical data.
 QUANTAL_API std::int64_t canonical_data_size(const WeightSpec& spec);
+
+/// Codes of the 16 rows of a tile's group in canonical form: bits [shift, shift + bits) of each
+/// byte.
+struct TileRows {
+  const std::uint8_t* from[PackedLayout::kTileRows];
+  int shift[PackedLayout::kTileRows];
+};
+/// Packs as many whole lines as it takes at a time, xor `flip`, and tells how many columns it did.
+std::int64_t pack_rows__avx2(int bits, const TileRows& rows, std::int64_t columns,
+                             std::uint32_t flip, std::byte* lines);
 
 /// Where column `j` of a line lies in a row's four bytes, read as one little-endian word.
 constexpr int bit_of(int bits, int j) { return 8 * (j % 4) + bits * (j / 4); }

@@ -1,9 +1,11 @@
 #include "kernels/packed_layout.h"
 
+#include <cstring>
 #include <thread>
 
 #include <gtest/gtest.h>
 
+#include "kernels/guarded_bytes.h"
 #include "kernels/weights.h"
 
 namespace quantal::kernels {
@@ -57,6 +59,28 @@ TEST(PackedLayout, threads_give_the_same_bytes) {
     pack(layout, weight.canonical(), RandomWeight::align(two), two_threads);
     EXPECT_TRUE(std::equal(RandomWeight::align(one), RandomWeight::align(one) + layout.size(),
                            RandomWeight::align(two)));
+  }
+}
+
+// Codes end at a page that may not be read.
+TEST(PackedLayout, every_isa_packs_the_same_bytes) {
+  for (const WeightSpec& spec : specs()) {
+    const RandomWeight weight(spec);
+    const PackedLayout layout(spec);
+    const GuardedBytes data(weight.data.size());
+    std::memcpy(data.data(), weight.data.data(), weight.data.size());
+    CanonicalWeight canonical = weight.canonical();
+    canonical.data = reinterpret_cast<const std::uint8_t*>(data.data());
+    std::vector<std::byte> wanted(layout.size() + 64);
+    pack(layout, canonical, RandomWeight::align(wanted));
+    for (const Isa isa : supported_isas()) {
+      std::vector<std::byte> got(wanted.size(), std::byte{0xAA});
+      pack(layout, canonical, RandomWeight::align(got), two_threads, isa);
+      EXPECT_TRUE(std::equal(RandomWeight::align(got), RandomWeight::align(got) + layout.size(),
+                             RandomWeight::align(wanted)))
+          << isa_name(isa) << ' ' << type_name(spec.qtype) << ' ' << spec.rows << 'x'
+          << spec.columns << " g" << spec.group_size;
+    }
   }
 }
 

@@ -1,0 +1,134 @@
+#include "kernels/canonical_linear.h"
+
+#include <cstring>
+#include <thread>
+
+#include <gtest/gtest.h>
+
+#include "kernels/guarded_bytes.h"
+#include "kernels/weights.h"
+
+namespace quantal::kernels {
+namespace {
+
+void two_threads(std::int64_t count, const std::function<void(std::int64_t, std::int64_t)>& body) {
+  std::thread other([&] { body(0, count / 2); });
+  body(count / 2, count);
+  other.join();
+}
+
+// The last has more rows than a block of one thread.
+std::vector<WeightSpec> specs(QTypeId qtype) {
+  const std::int64_t group = qtype == QTypeId::kInt2 || qtype == QTypeId::kInt4 ? 32 : 0;
+  return {{qtype, 1, 1, 0, FloatType::kF32},
+          {qtype, 17, 31, 0, FloatType::kBF16},
+          {qtype, 65, 129, group, FloatType::kF32},
+          {qtype, 33, 255, group, FloatType::kF16},
+          {qtype, 300, 1100, group, FloatType::kF32}};
+}
+
+struct Call {
+  WeightSpec spec;
+  std::int64_t tokens;
+  RandomWeight weight;
+  PackedLayout layout;
+  std::vector<std::byte> packed;
+  GuardedBytes data, x, bias, y;
+
+  Call(const WeightSpec& s, std::int64_t count)
+      : spec(s),
+        tokens(count),
+        weight(s),
+        layout(s),
+        packed(weight.packed()),
+        data(weight.data.size()),
+        x(count * s.columns * 4),
+        bias(s.rows * 4),
+        y(count * s.rows * 4) {
+    std::memcpy(data.data(), weight.data.data(), weight.data.size());
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    for (std::int64_t i = 0; i < count * s.columns; ++i) {
+      store_float(x.data(), i, FloatType::kF32, normal(random));
+    }
+    for (std::int64_t i = 0; i < s.rows; ++i) {
+      store_float(bias.data(), i, FloatType::kF32, normal(random));
+    }
+  }
+
+  CanonicalWeight canonical() const {
+    CanonicalWeight all = weight.canonical();
+    all.data = reinterpret_cast<const std::uint8_t*>(data.data());
+    return all;
+  }
+
+  LinearArgs float_args() {
+    return {.layout = &layout,
+            .weight = RandomWeight::align(packed),
+            .tokens = tokens,
+            .x = x.data(),
+            .x_stride = spec.columns,
+            .y = y.data(),
+            .y_stride = spec.rows,
+            .bias = bias.data()};
+  }
+  IntegerLinearArgs integer_args() {
+    return {.layout = &layout,
+            .weight = RandomWeight::align(packed),
+            .source = {.tokens = tokens, .x = x.data(), .stride = spec.columns},
+            .y = y.data(),
+            .y_stride = spec.rows,
+            .bias = bias.data()};
+  }
+
+  std::vector<std::byte> result() {
+    std::vector<std::byte> bytes(y.data(), y.data() + tokens * spec.rows * 4);
+    std::memset(y.data(), 0xAA, bytes.size());
+    return bytes;
+  }
+};
+
+using IsaAndType = std::tuple<Isa, QTypeId>;
+class CanonicalLinear : public ::testing::TestWithParam<IsaAndType> {};
+
+TEST_P(CanonicalLinear, gives_the_bits_of_a_packed_weight) {
+  const auto [isa, qtype] = GetParam();
+  for (const WeightSpec& spec : specs(qtype)) {
+    for (const std::int64_t tokens : {0, 1, 3, 17}) {
+      Call call(spec, tokens);
+      find_linear(isa, spec)(call.float_args(), serial_for);
+      const auto wanted = call.result();
+      LinearArgs args = call.float_args();
+      args.weight = nullptr;
+      linear_from_canonical(isa, args, call.canonical(), two_threads);
+      EXPECT_EQ(call.result(), wanted) << spec.rows << 'x' << spec.columns << ' ' << tokens;
+    }
+  }
+}
+
+TEST_P(CanonicalLinear, gives_the_bits_of_a_packed_integer_weight) {
+  const auto [isa, qtype] = GetParam();
+  for (const WeightSpec& spec : specs(qtype)) {
+    if (find_integer_linear(isa, spec) == nullptr) continue;
+    for (const std::int64_t tokens : {0, 1, 17}) {
+      Call call(spec, tokens);
+      find_integer_linear(isa, spec)(call.integer_args(), serial_for);
+      const auto wanted = call.result();
+      IntegerLinearArgs args = call.integer_args();
+      args.weight = nullptr;
+      integer_linear_from_canonical(isa, args, call.canonical(), two_threads);
+      EXPECT_EQ(call.result(), wanted) << spec.rows << 'x' << spec.columns << ' ' << tokens;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CanonicalLinear,
+                         ::testing::Combine(::testing::ValuesIn(supported_isas()),
+                                            ::testing::ValuesIn(kAllTypes)),
+                         [](const auto& info) {
+                           return std::string(isa_name(std::get<0>(info.param))) + "_" +
+                                  type_name(std::get<1>(info.param));
+                         });
+
+}  // namespace
+}  // namespace quantal::kernels
