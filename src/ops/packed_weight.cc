@@ -63,7 +63,8 @@ PackedWeight::PackedWeight(const WeightCodes& codes)
   kernels::pack(layout_,
                 {static_cast<const std::uint8_t*>(data.const_data_ptr()), scale.const_data_ptr(),
                  data_of(shift)},
-                static_cast<std::byte*>(data_.data_ptr()), threads_for(rows() * columns()));
+                static_cast<std::byte*>(data_.data_ptr()), threads_for(rows() * columns()),
+                kernel_isa());
 }
 
 bool PackedWeight::is_integer() const { return !qtype_.is_floating_point; }

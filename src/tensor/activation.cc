@@ -8,9 +8,6 @@
 namespace quantal {
 namespace {
 
-// Scales of a token below this would make x / scale overflow.
-constexpr double kSmallestScale = std::numeric_limits<float>::min();
-
 at::Tensor codes_of(const at::Tensor& x, const QType& qtype, const at::Tensor& scale) {
   const at::ScalarType compute = arithmetic_dtype(x.scalar_type());
   return cast_codes(x.to(compute).div(scale.to(compute)), qtype);
@@ -26,27 +23,6 @@ std::optional<at::Tensor> int8_codes(const at::Tensor& x, const at::Tensor& scal
   at::Tensor codes = at::empty_like(dense, dense.options().dtype(at::kChar));
   if (!quantize_on_cpu(dense, scale.item<float>(), codes)) return std::nullopt;
   return codes;
-}
-
-at::Tensor token_absmax(const at::Tensor& x, TokenAxis axis) {
-  if (axis == TokenAxis::kLastDim || x.dim() < 2) return x.abs().amax(-1, /*keepdim=*/true);
-  std::vector<std::int64_t> rest;
-  for (std::int64_t i = 1; i < x.dim(); ++i) rest.push_back(i);
-  return x.abs().amax(rest, /*keepdim=*/true);
-}
-
-at::Tensor fake_quantize(const at::Tensor& x, const QType& qtype, TokenAxis axis) {
-  if (x.numel() == 0) return x.clone();
-  const at::Tensor value = x.to(arithmetic_dtype(x.scalar_type()));
-  const at::Tensor scale = (token_absmax(value, axis) / qtype.qmax).clamp_min_(kSmallestScale);
-  at::Tensor codes = value / scale;
-  // A token with a NaN or Inf has no finite scale: its NaN goes on, as in the float model.
-  if (qtype.is_floating_point) {
-    codes = codes.clamp_(qtype.qmin, qtype.qmax).to(code_dtype(qtype)).to(value.scalar_type());
-  } else {
-    codes.round_().clamp_(qtype.qmin, qtype.qmax);
-  }
-  return codes.mul_(scale).to(x.scalar_type());
 }
 
 std::shared_ptr<LayerObserver> observer_of(const LayerState& layer) { return layer.observer; }
@@ -108,7 +84,7 @@ at::Tensor quantize_activation_ste(const at::Tensor& x, const QType& qtype,
 
 at::Tensor fake_quantize_tokens(const at::Tensor& x, const QType& qtype, TokenAxis axis) {
   return straight_through(
-      x, [&](const at::Tensor& value) { return fake_quantize(value, qtype, axis); });
+      x, [&](const at::Tensor& value) { return fake_quantize_dynamic(value, qtype, axis); });
 }
 
 bool quantizes_dynamically(const std::shared_ptr<LayerState>& layer, const at::Tensor& x) {

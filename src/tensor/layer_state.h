@@ -10,6 +10,8 @@
 
 #include <quantal/qtype.h>
 
+#include "ops/fake_quantize.h"
+
 namespace quantal {
 
 /// What calibration saw at one edge of a layer: an exponential moving average of max|x| over
@@ -32,12 +34,6 @@ struct LayerObserver {
   RangeStatistics input;
   RangeStatistics output;
   bool consumed_quantized = false;  ///< a layer with quantized inputs took the output
-};
-
-/// How dynamic activation scales are shared.
-enum class TokenAxis {
-  kLastDim,   ///< linear: one scale a token, over the last dimension
-  kFirstDim,  ///< convolution: one scale a sample, over every dimension but the first
 };
 
 /// What is known of one layer, its activations foremost. Travels with the layer's weight: what a
