@@ -58,6 +58,12 @@ QUANTAL_API bool is_frozen(const at::Tensor& tensor);
 /// more, finite: ValueError otherwise). Differentiable: gradients pass straight through.
 QUANTAL_API at::Tensor quantize_weight(const at::Tensor& weight, const WeightOptions& options = {});
 
+/// The same for a scale (and, for qint2 and qint4, a shift) that the caller chose: one value a
+/// group, (rows · groups a row) in all, on the weight's device. Differentiable.
+QUANTAL_API at::Tensor quantize_weight_with(const at::Tensor& weight, const at::Tensor& scale,
+                                            const at::Tensor& shift, const QType& qtype,
+                                            std::int64_t group_size = 0);
+
 /// A live weight over `weight`'s own storage: a leaf that requires grad as `weight` did.
 QUANTAL_API at::Tensor live_weight(const at::Tensor& weight, const WeightOptions& options = {});
 

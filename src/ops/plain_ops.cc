@@ -1,6 +1,7 @@
 #include "ops/plain_ops.h"
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -47,14 +48,6 @@ c10::TypedOperatorHandle<Signature> handle(const char* name) {
 }
 
 // ---- linear -------------------------------------------------------------------------------------
-
-at::Tensor call_linear(const at::Tensor& x, const at::Tensor& data, const at::Tensor& scale,
-                       const MaybeTensor& shift, const MaybeTensor& bias, c10::string_view qtype,
-                       std::int64_t group_size, const MaybeTensor& latent,
-                       c10::string_view activations, const MaybeTensor& input_scale) {
-  static const auto op = handle<decltype(linear_op)>("quantal::linear");
-  return op.call(x, data, scale, shift, bias, qtype, group_size, latent, activations, input_scale);
-}
 
 at::Tensor linear_input_grad_op(const at::Tensor& grad, const at::Tensor& data,
                                 const at::Tensor& scale, const MaybeTensor& shift,
@@ -103,8 +96,8 @@ struct LinearFunction : Function<LinearFunction> {
     context->saved_data["activations"] = activations;
     if (bias) context->saved_data["bias"] = bias->scalar_type();
     if (latent) context->saved_data["latent"] = latent->scalar_type();
-    return call_linear(x, data, scale, shift, bias, qtype, group_size, latent, activations,
-                       input_scale);
+    return linear_op(x, data, scale, shift, bias, qtype, group_size, latent, activations,
+                     input_scale);
   }
 
   // Written in operators of the dispatcher, so that it can be traced and differentiated again.
@@ -147,8 +140,8 @@ at::Tensor linear_autograd(const at::Tensor& x, const at::Tensor& data, const at
                                  group_size, std::string(activations), input_scale);
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return call_linear(x, data, scale, shift, bias, qtype, group_size, latent, activations,
-                     input_scale);
+  return linear_op(x, data, scale, shift, bias, qtype, group_size, latent, activations,
+                   input_scale);
 }
 
 at::Tensor input_grad_any_device(const at::Tensor& grad, const at::Tensor& data,
@@ -183,9 +176,9 @@ struct InputGradFunction : Function<InputGradFunction> {
     variable_list out(7);
     if (!grads[0].defined()) return out;
     const variable_list saved = context->get_saved_variables();
-    out[0] = call_linear(grads[0], saved[0], saved[1], maybe(saved[2]), std::nullopt,
-                         context->saved_data["qtype"].toStringRef(),
-                         context->saved_data["group_size"].toInt(), std::nullopt, "", std::nullopt);
+    out[0] = linear_op(grads[0], saved[0], saved[1], maybe(saved[2]), std::nullopt,
+                       context->saved_data["qtype"].toStringRef(),
+                       context->saved_data["group_size"].toInt(), std::nullopt, "", std::nullopt);
     return out;
   }
 };
@@ -311,11 +304,20 @@ at::Tensor fake_quantize_autograd(const at::Tensor& x, c10::string_view qtype,
 
 // ---- weights ------------------------------------------------------------------------------------
 
-WeightScheme scheme_of(c10::string_view qtype, std::int64_t group_size,
-                       c10::string_view quantizer) {
+// `options` are those of hqq, in the order of HqqOptions; empty: the defaults.
+WeightScheme scheme_of(c10::string_view qtype, std::int64_t group_size, c10::string_view quantizer,
+                       at::ArrayRef<double> options) {
   WeightScheme scheme{qtype_of(qtype), group_size, nullptr};
   scheme.quantizer = quantizer.empty() ? default_quantizer(scheme.qtype)
                                        : find_quantizer({quantizer.data(), quantizer.size()});
+  if (quantizer == "hqq" && !options.empty()) {
+    TORCH_CHECK_VALUE(options.size() == 4, "[quantal::encode] expected 4 options of hqq, got ",
+                      options.size());
+    scheme.quantizer = hqq_quantizer({.lp_norm = options[0],
+                                      .beta = options[1],
+                                      .kappa = options[2],
+                                      .iterations = static_cast<int>(options[3])});
+  }
   TORCH_CHECK_VALUE(scheme.quantizer && scheme.quantizer->supports(scheme.qtype),
                     "[quantal::encode] expected a quantizer for ", qtype, ", got '", quantizer,
                     "'");
@@ -325,18 +327,18 @@ WeightScheme scheme_of(c10::string_view qtype, std::int64_t group_size,
 }
 
 Parts encode_any_device(const at::Tensor& weight, c10::string_view qtype, std::int64_t group_size,
-                        c10::string_view quantizer) {
+                        c10::string_view quantizer, at::ArrayRef<double> options) {
   TORCH_CHECK_VALUE(weight.dim() >= 2 && at::isFloatingType(weight.scalar_type()),
                     "[quantal::encode] expected a float weight of two dimensions or more, got ",
                     weight.scalar_type(), " ", weight.sizes());
-  const WeightCodes codes = quantize(weight, scheme_of(qtype, group_size, quantizer));
+  const WeightCodes codes = quantize(weight, scheme_of(qtype, group_size, quantizer, options));
   return {codes.data, codes.scale,
           codes.shift.defined() ? codes.shift : at::empty({0}, codes.scale.options())};
 }
 
 Parts encode_meta(const at::Tensor& weight, c10::string_view qtype, std::int64_t group_size,
-                  c10::string_view quantizer) {
-  const WeightScheme scheme = scheme_of(qtype, group_size, quantizer);
+                  c10::string_view quantizer, at::ArrayRef<double> options) {
+  const WeightScheme scheme = scheme_of(qtype, group_size, quantizer, options);
   const auto scales = scale_shape(scheme.qtype, weight.sizes(), group_size);
   return {weight.new_empty(data_shape(scheme.qtype, weight.sizes(), group_size),
                            weight.options().dtype(code_dtype(scheme.qtype))),
@@ -345,10 +347,10 @@ Parts encode_meta(const at::Tensor& weight, c10::string_view qtype, std::int64_t
 }
 
 Parts encode_autograd(const at::Tensor& weight, c10::string_view qtype, std::int64_t group_size,
-                      c10::string_view quantizer) {
+                      c10::string_view quantizer, at::ArrayRef<double> options) {
   static const auto op = handle<decltype(encode_autograd)>("quantal::encode");
   at::AutoDispatchBelowADInplaceOrView below;
-  return op.call(weight, qtype, group_size, quantizer);
+  return op.call(weight, qtype, group_size, quantizer, options);
 }
 
 at::Tensor encode_with_any_device(const at::Tensor& weight, const at::Tensor& scale,
@@ -375,7 +377,40 @@ at::Tensor encode_with_autograd(const at::Tensor& weight, const at::Tensor& scal
   return op.call(weight, scale, shift, qtype, group_size);
 }
 
+// ---- autocast: a linear computes in the type that autocast asks for
+// -------------------------------
+
+at::Tensor linear_autocast(c10::DispatchKey key, at::DeviceType device, const at::Tensor& x,
+                           const at::Tensor& data, const at::Tensor& scale,
+                           const MaybeTensor& shift, const MaybeTensor& bias,
+                           c10::string_view qtype, std::int64_t group_size,
+                           const MaybeTensor& latent, c10::string_view activations,
+                           const MaybeTensor& input_scale) {
+  c10::impl::ExcludeDispatchKeyGuard once(key);
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
+  return linear_op(at::autocast::cached_cast(dtype, x, device), data, scale, shift, bias, qtype,
+                   group_size, latent, activations, input_scale);
+}
+
+template <c10::DispatchKey key, at::DeviceType device>
+at::Tensor linear_autocast_on(const at::Tensor& x, const at::Tensor& data, const at::Tensor& scale,
+                              const MaybeTensor& shift, const MaybeTensor& bias,
+                              c10::string_view qtype, std::int64_t group_size,
+                              const MaybeTensor& latent, c10::string_view activations,
+                              const MaybeTensor& input_scale) {
+  return linear_autocast(key, device, x, data, scale, shift, bias, qtype, group_size, latent,
+                         activations, input_scale);
+}
+
 }  // namespace
+
+at::Tensor linear_op(const at::Tensor& x, const at::Tensor& data, const at::Tensor& scale,
+                     const MaybeTensor& shift, const MaybeTensor& bias, c10::string_view qtype,
+                     std::int64_t group_size, const MaybeTensor& latent,
+                     c10::string_view activations, const MaybeTensor& input_scale) {
+  static const auto op = handle<decltype(linear_op)>("quantal::linear");
+  return op.call(x, data, scale, shift, bias, qtype, group_size, latent, activations, input_scale);
+}
 
 TORCH_LIBRARY_FRAGMENT(quantal, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
@@ -399,13 +434,17 @@ TORCH_LIBRARY_FRAGMENT(quantal, m) {
   m.def("fake_quantize(Tensor x, str qtype, Tensor? scale=None, bool per_sample=False) -> Tensor",
         tags);
   m.def(
-      "encode(Tensor weight, str qtype, int group_size, str quantizer='') "
+      "encode(Tensor weight, str qtype, int group_size, str quantizer='', float[] options=[]) "
       "-> (Tensor, Tensor, Tensor)",
       tags);
   m.def(
       "encode_with(Tensor weight, Tensor scale, Tensor? shift, str qtype, int group_size) "
       "-> Tensor",
       tags);
+  m.def("check_finite(Tensor weight, str name) -> ()",
+        [](const at::Tensor& weight, c10::string_view name) {
+          if (!weight.is_meta()) check_finite(weight, {name.data(), name.size()});
+        });
   m.def("default_group_size(str qtype, int row_length) -> int",
         [](c10::string_view qtype, std::int64_t row_length) {
           return default_group_size(qtype_of(qtype), row_length);
@@ -420,6 +459,14 @@ TORCH_LIBRARY_IMPL(quantal, CompositeExplicitAutograd, m) {
   m.impl("fake_quantize", fake_quantize_any_device);
   m.impl("encode", encode_any_device);
   m.impl("encode_with", encode_with_any_device);
+}
+
+TORCH_LIBRARY_IMPL(quantal, AutocastCPU, m) {
+  m.impl("linear", linear_autocast_on<c10::DispatchKey::AutocastCPU, at::kCPU>);
+}
+
+TORCH_LIBRARY_IMPL(quantal, AutocastCUDA, m) {
+  m.impl("linear", linear_autocast_on<c10::DispatchKey::AutocastCUDA, at::kCUDA>);
 }
 
 TORCH_LIBRARY_IMPL(quantal, Meta, m) {

@@ -15,7 +15,8 @@ namespace quantal {
 
 using MaybeTensor = std::optional<at::Tensor>;
 
-/// x · wᵀ + bias, in x's dtype. x (…, in); the weight's parts are those of shape (out, in).
+/// torch.ops.quantal.linear, through the dispatcher: x · wᵀ + bias, in x's dtype. x (…, in); the
+/// weight's parts are those of shape (out, in).
 ///   latent       the float weight whose codes these are: it gets the weight's gradient,
 ///                straight through
 ///   activations  the qtype that x is quantized to ("" for none), with `input_scale` or, without

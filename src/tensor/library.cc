@@ -181,6 +181,18 @@ void register_ops(torch::Library& m) {
             {qtype_named(qtype), group_size, data, scale, shift.value_or(at::Tensor())}, sizes,
             dtype);
       });
+  m.def(
+      "quantize_weight_with(Tensor weight, Tensor scale, Tensor? shift, str qtype, "
+      "int group_size) -> Tensor",
+      [](const at::Tensor& weight, const at::Tensor& scale, const std::optional<at::Tensor>& shift,
+         std::string_view qtype, std::int64_t group_size) {
+        return quantize_weight_with(weight, scale, shift.value_or(at::Tensor()), qtype_named(qtype),
+                                    group_size);
+      });
+  m.def("qtype_name(Tensor t) -> str",
+        [](const at::Tensor& t) { return std::string(parts(t).qtype.name); });
+  m.def("group_size(Tensor t) -> int", [](const at::Tensor& t) { return parts(t).group_size; });
+  m.def("is_activation(Tensor t) -> bool", [](const at::Tensor& t) { return is_activation(t); });
   m.def("fallback_count() -> int", [] { return fallback_count(); });
   m.def("fallback_counts() -> Dict(str, int)", [] {
     c10::Dict<std::string, std::int64_t> counts;
@@ -259,6 +271,13 @@ TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse3, m) {
   m.impl("resolve_neg", float_value_ste);
   register_all<&compute_autograd_kernel>(m, kComputeOps);
   register_all<&recurrent_autograd_kernel>(m, kRecurrentOps);
+}
+
+// Operators over plain parts that are given a quantized activation.
+TORCH_LIBRARY_IMPL(quantal, PrivateUse3, m) {
+  m.impl("linear", linear_of_activation);
+  m.impl("fake_quantize", CppFunction::makeFromBoxedFunction<&uncounted_kernel>());
+  m.impl("linear_input_grad", CppFunction::makeFromBoxedFunction<&uncounted_kernel>());
 }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse3, m) {

@@ -117,6 +117,36 @@ at::Tensor quantize_weight(const at::Tensor& weight, const WeightOptions& option
   });
 }
 
+at::Tensor quantize_weight_with(const at::Tensor& weight, const at::Tensor& scale,
+                                const at::Tensor& shift, const QType& qtype,
+                                std::int64_t group_size) {
+  TORCH_CHECK_VALUE(!is_qtensor(weight) && weight.dim() >= 2,
+                    "[quantal::quantize_weight_with] expected a float tensor of two dimensions or "
+                    "more, got ",
+                    weight.sizes());
+  check_weight_dtype(weight.scalar_type(), "quantize_weight_with");
+  TORCH_CHECK_VALUE(shift.defined() == qtype.is_affine(),
+                    "[quantal::quantize_weight_with] expected a shift for qint2 and qint4 alone, "
+                    "got ",
+                    qtype.name);
+  const at::Tensor steps = scale.detach().reshape(scale_shape(qtype, weight.sizes(), group_size));
+  // Integer shifts are zero-points.
+  at::Tensor offsets = shift;
+  if (shift.defined()) {
+    offsets = shift.detach().reshape(steps.sizes()).to(steps.scalar_type());
+    if (at::isIntegralType(shift.scalar_type(), /*includeBool=*/false)) offsets = offsets * steps;
+  }
+  check_finite(weight, "weight");
+  const at::Tensor column = steps.reshape({-1, 1});
+  return straight_through(weight, [&](const at::Tensor& value) {
+    const WeightCodes codes =
+        encode_groups(to_groups(value, group_size), value.sizes(), qtype, group_size, column,
+                      offsets.defined() ? offsets.reshape({-1, 1}) : offsets);
+    return weight_from_parts({qtype, group_size, codes.data, codes.scale, codes.shift},
+                             value.sizes(), value.scalar_type());
+  });
+}
+
 at::Tensor make_live_weight(const at::Tensor& weight, std::optional<WeightScheme> scheme) {
   cover_new_operators();
   c10::InferenceMode normal(false);

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "ops/plain_ops.h"
 #include "tensor/activation.h"
 #include "tensor/autograd.h"
 #include "tensor/nested.h"
@@ -71,6 +72,20 @@ at::Tensor linear_dynamic(const at::Tensor& x, const at::Tensor& weight,
   check_input(x, weight);
   return linear_ste(quantal::dequantize_ste(x), weight, bias.value_or(at::Tensor()),
                     /*is_dynamic=*/true);
+}
+
+at::Tensor linear_of_activation(const at::Tensor& x, const at::Tensor& data,
+                                const at::Tensor& scale, const OptionalTensor& shift,
+                                const OptionalTensor& bias, c10::string_view qtype,
+                                std::int64_t group_size, const OptionalTensor& latent,
+                                c10::string_view activations, const OptionalTensor& input_scale) {
+  OptionalTensor x_scale = input_scale;
+  // The codes are those that quantizing the value with their own scale gives.
+  if (has_codes(x) && impl_of(x)->activation->qtype.name == activations) {
+    x_scale = impl_of(x)->activation->scale;
+  }
+  return linear_op(quantized_value(x), data, scale, shift, bias, qtype, group_size, latent,
+                   activations, x_scale);
 }
 
 at::Tensor matmul(const at::Tensor& a, const at::Tensor& b) {

@@ -16,6 +16,12 @@ at::Tensor matmul(const at::Tensor& a, const at::Tensor& b);
 at::Tensor mm(const at::Tensor& a, const at::Tensor& b);
 at::Tensor addmm(const at::Tensor& bias, const at::Tensor& a, const at::Tensor& b,
                  const at::Scalar& beta, const at::Scalar& alpha);
+/// torch.ops.quantal.linear over a quantized activation.
+at::Tensor linear_of_activation(const at::Tensor& x, const at::Tensor& data,
+                                const at::Tensor& scale, const OptionalTensor& shift,
+                                const OptionalTensor& bias, c10::string_view qtype,
+                                std::int64_t group_size, const OptionalTensor& latent,
+                                c10::string_view activations, const OptionalTensor& input_scale);
 at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                        c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                        c10::SymIntArrayRef dilation, bool transposed,

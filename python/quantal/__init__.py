@@ -1,0 +1,113 @@
+"""Quantization for PyTorch: a thin layer over Quantal's C++ library.
+
+import quantal
+
+quantal.quantize(model, weights=quantal.qint4)
+quantal.freeze(model)
+"""
+
+from ._library import library_path
+from .calibrate import Calibration
+from .grouped import axis_to_dim, group, grouped_shape, ungroup
+from .nn import (
+    QConv1d,
+    QConv2d,
+    QConv3d,
+    QConvTranspose1d,
+    QConvTranspose2d,
+    QConvTranspose3d,
+    QEmbedding,
+    QLayerNorm,
+    QLinear,
+    QModuleMixin,
+    QWeight,
+    quantize_module,
+    register_qmodule,
+)
+from .optimizers import (
+    AbsmaxOptimizer,
+    AffineOptimizer,
+    HqqOptimizer,
+    MaxOptimizer,
+    Optimizer,
+    SymmetricOptimizer,
+)
+from .qtype import (
+    qfloat8,
+    qfloat8_e4m3fn,
+    qfloat8_e4m3fnuz,
+    qfloat8_e5m2,
+    qint2,
+    qint4,
+    qint8,
+    qtype,
+    qtypes,
+)
+from .quantize import freeze, quantization_map, quantize, requantize
+from .tensor import (
+    ActivationQBytesTensor,
+    QBitsTensor,
+    QBytesTensor,
+    QTensor,
+    WeightQBitsTensor,
+    WeightQBytesTensor,
+    absmax_scale,
+    dtype_info,
+    qfallback,
+    quantize_activation,
+    quantize_weight,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbsmaxOptimizer",
+    "ActivationQBytesTensor",
+    "AffineOptimizer",
+    "Calibration",
+    "HqqOptimizer",
+    "MaxOptimizer",
+    "Optimizer",
+    "QBitsTensor",
+    "QBytesTensor",
+    "QConv1d",
+    "QConv2d",
+    "QConv3d",
+    "QConvTranspose1d",
+    "QConvTranspose2d",
+    "QConvTranspose3d",
+    "QEmbedding",
+    "QLayerNorm",
+    "QLinear",
+    "QModuleMixin",
+    "QTensor",
+    "QWeight",
+    "SymmetricOptimizer",
+    "WeightQBitsTensor",
+    "WeightQBytesTensor",
+    "absmax_scale",
+    "axis_to_dim",
+    "dtype_info",
+    "freeze",
+    "group",
+    "grouped_shape",
+    "library_path",
+    "qfallback",
+    "qfloat8",
+    "qfloat8_e4m3fn",
+    "qfloat8_e4m3fnuz",
+    "qfloat8_e5m2",
+    "qint2",
+    "qint4",
+    "qint8",
+    "qtype",
+    "qtypes",
+    "quantization_map",
+    "quantize",
+    "quantize_activation",
+    "quantize_module",
+    "quantize_weight",
+    "register_qmodule",
+    "requantize",
+    "ungroup",
+]

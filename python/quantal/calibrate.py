@@ -1,0 +1,169 @@
+"""Calibration: finds the scales of activations from samples."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .nn import QModuleMixin
+from .tensor import QTensor
+
+__all__ = ["Calibration"]
+
+# Functions through which quantized activations pass as codes.
+_KEEPS_CODES = {
+    *("relu", "relu_", "dropout", "detach", "clone", "contiguous"),
+    *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),
+    *("permute", "transpose", "t", "movedim", "__getitem__"),
+    *("max_pool1d", "max_pool2d", "max_pool3d"),
+}
+
+
+class _Range:
+    """An exponential moving average of max|x| over batches. Batches with a NaN or infinity, and
+    batches of zeros, tell nothing and are left out."""
+
+    def __init__(self) -> None:
+        self.absmax: float | None = None
+
+    def update(self, x: torch.Tensor, momentum: float) -> None:
+        batch = x.detach().abs().amax().item() if x.numel() else 0.0
+        if not 0 < batch < float("inf"):
+            return
+        old = self.absmax
+        self.absmax = batch if old is None else momentum * old + (1 - momentum) * batch
+
+
+class _Observer:
+    """What is known of one module's activations."""
+
+    def __init__(self) -> None:
+        self.input = _Range()
+        self.output = _Range()
+        self.feeds_quantized = False
+
+
+class Calibration(TorchFunctionMode):
+    """Context manager. Models that run inside it compute with float activations, whose ranges set
+    the scales of quantized modules when it ends; an error leaves the modules as they were.
+
+    Args:
+        model: the model to calibrate. None: every quantized module that runs inside.
+        momentum: of the moving average of ranges over batches, inputs and outputs both.
+        streamline: quantize only outputs that another quantized module reads, directly or through
+            functions that keep codes (relu, view, pooling, …).
+        debug: print what was decided for each module.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module | None = None,
+        *,
+        momentum: float = 0.9,
+        streamline: bool = True,
+        debug: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"[quantal] expected 0 <= momentum < 1, got {momentum}")
+        self.model = model
+        self.momentum = momentum
+        self.streamline = streamline
+        self.debug = debug
+        self._observers: dict[QModuleMixin, _Observer] = {}
+        self._sources: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "Calibration":
+        super().__enter__()
+        if self.model is None:
+            register = torch.nn.modules.module
+            self._handles = [
+                register.register_module_forward_pre_hook(self._before),
+                register.register_module_forward_hook(self._after),
+            ]
+        else:
+            for module in self._modules_of(self.model):
+                self._handles += [
+                    module.register_forward_pre_hook(self._before, prepend=True),
+                    module.register_forward_hook(self._after, prepend=True),
+                ]
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        for handle in self._handles:
+            handle.remove()
+        for module in self._observers:
+            module._calibration = None
+        if kind is None:
+            for module, observer in self._observers.items():
+                self._set_scales(module, observer)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in _KEEPS_CODES and args and isinstance(args[0], torch.Tensor):
+            source = self._sources.get(args[0])
+            if source is not None and isinstance(output, torch.Tensor):
+                self._sources[output] = source
+        return output
+
+    @staticmethod
+    def _modules_of(model: torch.nn.Module) -> Iterator[QModuleMixin]:
+        for module in model.modules():
+            if isinstance(module, QModuleMixin) and module.activation_qtype is not None:
+                yield module
+
+    def _observer(self, module: torch.nn.Module) -> _Observer | None:
+        if (
+            not isinstance(module, QModuleMixin)
+            or module.activation_qtype is None
+            or module.dynamic
+        ):
+            return None
+        if module not in self._observers:
+            self._observers[module] = _Observer()
+            module._calibration = self
+        return self._observers[module]
+
+    def _before(self, module: torch.nn.Module, args: tuple) -> None:
+        observer = self._observer(module)
+        if observer is None or not args or not isinstance(args[0], torch.Tensor):
+            return
+        source = self._sources.get(args[0])
+        if source is not None and type(module) is not None and module.weight_qtype is not None:
+            self._observers[source].feeds_quantized = True
+        x = args[0].dequantize() if isinstance(args[0], QTensor) else args[0]
+        observer.input.update(x, self.momentum)
+
+    def _after(self, module: torch.nn.Module, args: tuple, output: Any) -> None:
+        observer = self._observer(module)
+        if observer is None or not isinstance(output, torch.Tensor):
+            return
+        observer.output.update(output, self.momentum)
+        self._sources[output] = module
+
+    def _set_scales(self, module: QModuleMixin, observer: _Observer) -> None:
+        quantizes_output = observer.feeds_quantized or not self.streamline
+        outputs = observer.output.absmax if quantizes_output else None
+        for name, absmax in (("input_scale", observer.input.absmax), ("output_scale", outputs)):
+            old = getattr(module, name)
+            setattr(module, name, torch.full_like(old, _scale(absmax, module)))
+        if self.debug:
+            said = f"with scale {module.output_scale.item()}" if outputs else "to nothing"
+            qtype = module.activation_qtype.name
+            print(f"{module.name}({type(module).__name__}) output is quantized to {qtype} {said}.")
+
+
+def _scale(absmax: float | None, module: QModuleMixin) -> float:
+    """Absmax over the largest code; 1 where nothing is known, and never 1 otherwise."""
+    if absmax is None:
+        return 1.0
+    largest = 127 if module.activation_qtype.name == "qint8" else module.activation_qtype.qmax
+    scale = max(absmax / largest, torch.finfo(torch.float32).tiny)
+    info = torch.finfo(module.input_scale.dtype)
+    scale = min(max(scale, info.tiny), info.max)
+    return 1.0 + info.eps if scale == 1 else scale

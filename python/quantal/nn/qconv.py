@@ -1,0 +1,114 @@
+"""torch.nn convolutions with quantized weights."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from .qmodule import QModuleMixin, register_qmodule
+
+__all__ = [
+    "QConv1d",
+    "QConv2d",
+    "QConv3d",
+    "QConvTranspose1d",
+    "QConvTranspose2d",
+    "QConvTranspose3d",
+]
+
+
+class _QConv(QModuleMixin):
+    """The weight is decoded for torch's convolution; inputs are quantized with one scale, or, at
+    run time, with one a sample."""
+
+    scale_per_sample = True
+
+    @classmethod
+    def qcreate(
+        cls, module: Any, weights: Any, activations: Any = None, optimizer: Any = None,
+        device: Any = None,
+    ) -> "_QConv":  # fmt: skip
+        """For `module`, without copying its weights."""
+        extra = {"output_padding": module.output_padding} if module.transposed else {}
+        return cls(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,
+            stride=module.stride,
+            padding=module.padding,
+            dilation=module.dilation,
+            groups=module.groups,
+            bias=module.bias is not None,
+            padding_mode=module.padding_mode,
+            dtype=module.weight.dtype,
+            device=device,
+            weights=weights,
+            activations=activations,
+            optimizer=optimizer,
+            **extra,
+        )
+
+
+class _QPlainConv(_QConv):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As the torch module's, in the input's dtype."""
+        x = self.fake_quantized(input)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._conv_forward(x, self.float_weight(x.dtype), bias)
+
+
+@register_qmodule(torch.nn.Conv1d)
+class QConv1d(_QPlainConv, torch.nn.Conv1d):
+    """Conv1d with a quantized weight."""
+
+
+@register_qmodule(torch.nn.Conv2d)
+class QConv2d(_QPlainConv, torch.nn.Conv2d):
+    """Conv2d with a quantized weight."""
+
+
+@register_qmodule(torch.nn.Conv3d)
+class QConv3d(_QPlainConv, torch.nn.Conv3d):
+    """Conv3d with a quantized weight."""
+
+
+class _QTransposedConv(_QConv):
+    _function: Any
+    _dims: int
+
+    def forward(
+        self,
+        input: torch.Tensor,
+        output_size: list[int] | None = None,
+    ) -> torch.Tensor:
+        """As the torch module's, in the input's dtype."""
+        x = self.fake_quantized(input)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        output_padding = self._output_padding(
+            x, output_size, self.stride, self.padding, self.kernel_size, self._dims, self.dilation
+        )
+        return type(self)._function(
+            x, self.float_weight(x.dtype), bias, self.stride, self.padding, output_padding,
+            self.groups, self.dilation,
+        )  # fmt: skip
+
+
+@register_qmodule(torch.nn.ConvTranspose1d)
+class QConvTranspose1d(_QTransposedConv, torch.nn.ConvTranspose1d):
+    """ConvTranspose1d with a quantized weight."""
+
+    _function, _dims = staticmethod(F.conv_transpose1d), 1
+
+
+@register_qmodule(torch.nn.ConvTranspose2d)
+class QConvTranspose2d(_QTransposedConv, torch.nn.ConvTranspose2d):
+    """ConvTranspose2d with a quantized weight."""
+
+    _function, _dims = staticmethod(F.conv_transpose2d), 2
+
+
+@register_qmodule(torch.nn.ConvTranspose3d)
+class QConvTranspose3d(_QTransposedConv, torch.nn.ConvTranspose3d):
+    """ConvTranspose3d with a quantized weight."""
+
+    _function, _dims = staticmethod(F.conv_transpose3d), 3

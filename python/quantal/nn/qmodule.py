@@ -1,0 +1,380 @@
+"""What every quantized module shares, and the table of modules that have a quantized kind."""
+
+from typing import Any, ClassVar
+
+import torch
+
+from .._library import ops
+from ..optimizers import Optimizer, SymmetricOptimizer, default_optimizer
+from ..qtype import find_qtype
+from ..qtype import qtype as QType  # noqa: N812
+from ..tensor import QTensor, quantize_weight, wrap
+from .qweight import QWeight
+
+__all__ = ["QModuleMixin", "quantize_module", "register_qmodule"]
+
+_QMODULE_TABLE: dict[type, type["QModuleMixin"]] = {}
+
+#: Name of activations that are always quantized with scales found at run time.
+DYNAMIC = "dynamic-"
+
+
+def register_qmodule(module_cls: type) -> Any:
+    """Class decorator: instances of `module_cls` are quantized as the decorated class.
+
+    It derives from QModuleMixin and `module_cls`, and has
+
+    * ``qcreate(cls, module, weights, activations=None, optimizer=None, device=None)``, a class
+      method that makes an instance for `module` without copying its weights (None: leave it);
+    * ``forward``, which uses ``self.qweight``.
+    """
+
+    def wrapper(cls: type) -> type:
+        _QMODULE_TABLE[module_cls] = cls
+        return cls
+
+    return wrapper
+
+
+def quantize_module(
+    module: torch.nn.Module,
+    weights: QType | str | None = None,
+    activations: QType | str | None = None,
+    optimizer: Optimizer | None = None,
+    **options: Any,
+) -> "QModuleMixin | None":
+    """The quantized kind of `module`, sharing its parameters; None where it has none."""
+    if isinstance(module, QModuleMixin):
+        return None
+    for module_cls, cls in _QMODULE_TABLE.items():
+        if isinstance(module, module_cls):
+            return cls.from_module(module, weights, activations, optimizer, **options)
+    return None
+
+
+def _group_size(qtype: QType, row_length: int, wanted: int | None) -> int:
+    if wanted is None:
+        return ops.default_group_size(qtype.name, row_length)
+    if wanted < 0 or (wanted and (not qtype.is_affine or row_length % wanted)):
+        raise ValueError(
+            f"[quantal] expected a group size that divides rows of {row_length} elements (qint2 "
+            f"and qint4 only), got {wanted} for {qtype.name}"
+        )
+    return wanted
+
+
+class QModuleMixin:
+    """A module with a quantized weight, quantized activations, or both.
+
+    Unfrozen, ``weight`` is the float parameter: any optimizer trains it, and its quantized value is
+    what computes, with straight-through gradients. ``freeze()`` replaces it by codes.
+
+    Args (all keywords; the others go to the torch module):
+        weights: qtype of the weight, or None.
+        activations: 8-bit qtype, or None; "dynamic-qint8" for scales that are found at run time.
+        optimizer: who chooses scales. Default: absmax for 8-bit types, max for qint2 and qint4.
+        quantize_input: whether a hook quantizes the first argument of ``forward``.
+        group_size: elements a group (qint2, qint4). Default: 128, 96, 64 or 32, whichever divides.
+    """
+
+    #: What a run-time scale spans: a token (the last dimension), or a whole sample.
+    scale_per_sample: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *args: Any,
+        weights: QType | str | None = None,
+        activations: QType | str | None = None,
+        optimizer: Optimizer | None = None,
+        quantize_input: bool = False,
+        device: Any = None,
+        group_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        mro = type(self).__mro__
+        if torch.nn.Module not in mro:
+            raise TypeError("Quantized modules must inherit from a torch.nn.Module class")
+        super().__init__(*args, device=device, **kwargs)
+        self.dynamic = isinstance(activations, str) and activations.startswith(DYNAMIC)
+        if self.dynamic:
+            activations = activations.removeprefix(DYNAMIC)
+        self.weight_qtype = find_qtype(weights)
+        self.activation_qtype = find_qtype(activations)
+        if self.activation_qtype is not None and self.activation_qtype.bits < 8:
+            raise ValueError(
+                f"[quantal] expected activations of 8 bits, got {self.activation_qtype.name}"
+            )
+        self.weight_group_size = None
+        if self.weight_qtype is not None and self.weight is not None:
+            rows = max(self.weight.shape[0], 1)
+            size = _group_size(self.weight_qtype, self.weight.numel() // rows, group_size)
+            self.weight_group_size = size or None
+        if optimizer is None and self.weight_qtype is not None:
+            optimizer = default_optimizer(self.weight_qtype)
+        self.optimizer = optimizer
+        self.name = ""
+        self._quantize_hooks: dict[str, Any] = {}
+        if self.activation_qtype is not None:
+            if quantize_input:
+                self._quantize_hooks["input"] = self.register_forward_pre_hook(self.quantize_input)
+            self._quantize_hooks["output"] = self.register_forward_hook(self.quantize_output)
+        dtype = torch.float32 if self.weight is None else self.weight.dtype
+        self._input_calibrated = self._output_calibrated = False
+        self.register_buffer("input_scale", torch.ones((), dtype=dtype, device=device))
+        self.register_buffer("output_scale", torch.ones((), dtype=dtype, device=device))
+
+    @classmethod
+    def qcreate(
+        cls,
+        module: torch.nn.Module,
+        weights: QType | None,
+        activations: QType | str | None = None,
+        optimizer: Optimizer | None = None,
+        device: Any = None,
+    ) -> "QModuleMixin | None":
+        """An instance for `module`, on `device`, with weights of its own."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_module(
+        cls,
+        module: torch.nn.Module,
+        weights: QType | str | None = None,
+        activations: QType | str | None = None,
+        optimizer: Optimizer | None = None,
+        group_size: int | None = None,
+    ) -> "QModuleMixin | None":
+        """The quantized kind of `module`: the very parameters, its mode and its hooks."""
+        qmodule = cls.qcreate(module, find_qtype(weights), activations, optimizer, "meta")
+        if qmodule is None:
+            return None
+        if (
+            group_size is not None
+            and qmodule.weight_qtype is not None
+            and (qmodule.weight_qtype.is_affine)
+        ):
+            length = module.weight.numel() // max(module.weight.shape[0], 1)
+            qmodule.weight_group_size = (
+                _group_size(qmodule.weight_qtype, length, group_size) or None
+            )
+        if "weight" in qmodule._parameters or module.weight is None:
+            qmodule.weight = module.weight
+        if getattr(module, "bias", None) is not None:
+            qmodule.bias = module.bias
+        device = "cpu" if module.weight is None else module.weight.device
+        qmodule.input_scale = torch.ones_like(qmodule.input_scale, device=device)
+        qmodule.output_scale = torch.ones_like(qmodule.output_scale, device=device)
+        qmodule._forward_pre_hooks.update(module._forward_pre_hooks)
+        for key, hook in module._forward_hooks.items():
+            qmodule._forward_hooks[key] = hook
+        return qmodule.train(module.training)
+
+    # ---- the weight
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the weight holds codes only."""
+        return isinstance(self._modules.get("weight"), QWeight)
+
+    def weight_parts(self) -> tuple:
+        """``(data, scale, shift, latent)``: what operators compute with; the latent is the float
+        parameter of an unfrozen module."""
+        frozen = self._modules.get("weight")
+        if frozen is not None:
+            return (*frozen(), None)
+        return (*self._encode(self.weight), self.weight)
+
+    def _encode(self, weight: torch.Tensor) -> tuple:
+        qtype, group = self.weight_qtype, self.weight_group_size or 0
+        optimizer = self.optimizer
+        if optimizer.quantizer is not None:
+            data, scale, shift = ops.encode(
+                weight.detach(), qtype.name, group, optimizer.quantizer, optimizer.options
+            )
+            return data, scale, shift if qtype.is_affine else None
+        with torch.no_grad():
+            scale, shift = self._own_scale(weight)
+        return ops.parts(self._quantized(weight.detach(), scale, shift))
+
+    def _own_scale(self, weight: torch.Tensor) -> tuple:
+        """What an optimizer written in Python chooses."""
+        if isinstance(self.optimizer, SymmetricOptimizer):
+            return self.optimizer(weight, self.weight_qtype, 0), None
+        return self.optimizer(weight, self.weight_qtype, 0, self.weight_group_size)
+
+    def _quantized(self, weight, scale, shift) -> QTensor:
+        return quantize_weight(weight, self.weight_qtype, 0, scale, shift, self.weight_group_size)
+
+    @property
+    def qweight(self) -> Any:
+        """The quantized weight: a QTensor through which gradients pass to the float parameter, the
+        QWeight of a frozen module, or None where the weight is not quantized."""
+        if self.weight_qtype is None:
+            return None
+        if self.frozen:
+            return self.weight
+        qtype, weight = self.weight_qtype, self.weight
+        if self.optimizer.quantizer is not None and not self.optimizer.options:
+            return wrap(
+                ops.quantize_weight(
+                    weight, qtype.name, self.weight_group_size or 0, False,
+                    self.optimizer.quantizer,
+                )
+            )  # fmt: skip
+        with torch.no_grad():
+            scale, shift = self._own_scale(weight)
+        return self._quantized(weight, scale, shift)
+
+    def float_weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """The quantized value of the weight as floats, for operators without quantized kernels."""
+        if self.weight_qtype is None:
+            return self.weight.to(dtype)
+        data, scale, shift, latent = self.weight_parts()
+        return ops.decode(
+            data, scale, shift, self.weight_qtype.name, self.weight_group_size or 0,
+            list(self.weight.shape), dtype, latent,
+        )  # fmt: skip
+
+    def freeze(self) -> None:
+        """Replaces the float weight by codes, which need no gradient. ValueError where it has a NaN
+        or infinity."""
+        if self.weight_qtype is None or self.weight is None or self.frozen:
+            return
+        weight = self.weight
+        ops.check_finite(weight.detach(), f"{self.name}.weight" if self.name else "weight")
+        data, scale, shift = self._encode(weight)
+        self._set_frozen(data, scale, shift, weight.shape, weight.dtype)
+
+    def _set_frozen(self, data, scale, shift, shape, dtype) -> None:
+        qweight = QWeight(
+            data, scale, shift, self.weight_qtype, self.weight_group_size or 0, shape, dtype
+        )
+        del self._parameters["weight"]
+        self._modules["weight"] = qweight
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and isinstance(value, torch.Tensor) and not isinstance(value, QWeight):
+            if ops.is_quantized(value):
+                value = QWeight.of(wrap(value))
+            elif "weight" in self._modules:
+                # The weight of a frozen module is given floats again.
+                del self._modules["weight"]
+                if not isinstance(value, torch.nn.Parameter):
+                    value = torch.nn.Parameter(value)
+        if name == "weight" and isinstance(value, QWeight):
+            self._parameters.pop("weight", None)
+            self._modules["weight"] = value
+            return
+        super().__setattr__(name, value)
+        if name in ("input_scale", "output_scale") and isinstance(value, torch.Tensor):
+            self._note_scale(name)
+
+    # ---- the activations
+
+    def _note_scale(self, name: str) -> None:
+        """A scale of exactly 1 means that nothing was calibrated, as in optimum-quanto's files."""
+        value = self._buffers.get(name)
+        known = value is not None and not value.is_meta and value.numel() == 1
+        flag = "_input_calibrated" if name == "input_scale" else "_output_calibrated"
+        object.__setattr__(self, flag, bool(known and value.item() != 1))
+
+    def activation_arguments(self) -> tuple[str, torch.Tensor | None]:
+        """The qtype's name and the calibrated scale of the input, as operators take them; no scale
+        where it is found at run time."""
+        if self.activation_qtype is None or self._is_calibrating():
+            return "", None
+        is_static = self._input_calibrated and not self.dynamic
+        return self.activation_qtype.name, self.input_scale if is_static else None
+
+    def _is_calibrating(self) -> bool:
+        return getattr(self, "_calibration", None) is not None
+
+    def fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` rounded as the input of this module is."""
+        qtype, scale = self.activation_arguments()
+        if not qtype:
+            return x
+        if scale is None and isinstance(x, torch.Tensor) and ops.is_quantized(x):
+            return ops.dequantize(x)
+        return ops.fake_quantize(x, qtype, scale, self.scale_per_sample)
+
+    def quantize_input(self, module: torch.nn.Module, args: tuple) -> Any:
+        """Forward pre-hook: quantizes the first argument."""
+        if not args:
+            return None
+        x = args[0]
+        if isinstance(x, torch.Tensor) and ops.is_activation(x):
+            got = ops.qtype_name(x)
+            if got != self.activation_qtype.name:
+                raise ValueError(
+                    "Models with heterogeneous quantized activations are not supported: expected "
+                    f"{self.activation_qtype.name} input but got {got} instead."
+                )
+            return None
+        return (self.fake_quantized(x), *args[1:])
+
+    def quantize_output(self, module: torch.nn.Module, args: tuple, output: Any) -> Any:
+        """Forward hook: quantizes the output with its calibrated scale."""
+        if not self._output_calibrated or self.dynamic or self._is_calibrating():
+            return None
+        if torch.compiler.is_compiling():
+            return ops.fake_quantize(output, self.activation_qtype.name, self.output_scale)
+        return wrap(ops.quantize_activation(output, self.activation_qtype.name, self.output_scale))
+
+    def disable_output_quantization(self) -> None:
+        """Outputs stay float from now on; saved with the module."""
+        self.output_scale = torch.ones_like(self.output_scale)
+
+    # ---- state
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        self._freeze_for(state_dict, prefix + "weight.")
+        # Files of float models have no scales: they say nothing about them.
+        for name in ("input_scale", "output_scale"):
+            if prefix + name not in state_dict:
+                state_dict[prefix + name] = self._buffers[name]
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._note_scale("input_scale")
+        self._note_scale("output_scale")
+
+    def _freeze_for(self, state_dict: dict, prefix: str) -> None:
+        """Codes that are about to be loaded need a frozen weight to go to."""
+        if self.weight_qtype is None or self.weight is None:
+            return
+        affine = self.weight_qtype.is_affine
+        data = state_dict.get(prefix + ("_data._data" if affine else "_data"))
+        scale = state_dict.get(prefix + "_scale")
+        if data is None or scale is None:
+            return
+        if affine and data.ndim == 2 and scale.ndim == 2 and scale.shape[1] == 1:
+            is_grouped = scale.shape[0] != self.weight.shape[0] or self.weight_group_size
+            self.weight_group_size = data.shape[1] if is_grouped else None
+        if scale.ndim == 0:  # optimum-quanto's form of a single row
+            state_dict[prefix + "_scale"] = scale.reshape([1] * self.weight.ndim)
+        if self.frozen and self.weight.group_size == (self.weight_group_size or 0):
+            return
+        shape, dtype, device = self.weight.shape, self.weight.dtype, self.weight.device
+        empty = torch.empty(shape, dtype=dtype, device="meta")
+        parts = ops.encode(empty, self.weight_qtype.name, self.weight_group_size or 0)
+        made = [torch.empty_like(part, device=device) for part in parts]
+        made[1] = made[1].to(scale.dtype)
+        made[2] = made[2].to(scale.dtype) if affine else None
+        if self.frozen:
+            del self._modules["weight"]
+            self._parameters["weight"] = None
+        self._set_frozen(*made, shape, dtype)
+
+    def extra_repr(self) -> str:
+        """The torch module's text and what is quantized."""
+        parts = [super().extra_repr()]
+        if self.weight_qtype is not None:
+            parts.append(f"weights={self.weight_qtype.name}")
+            if self.weight_group_size:
+                parts.append(f"group_size={self.weight_group_size}")
+        if self.activation_qtype is not None:
+            parts.append(f"activations={'dynamic-' * self.dynamic}{self.activation_qtype.name}")
+        return ", ".join(part for part in parts if part)

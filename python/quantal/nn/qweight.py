@@ -1,0 +1,220 @@
+"""The frozen weight of a module: a child module that behaves like a quantized tensor."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .._library import ops
+from ..qtype import qtype as QType  # noqa: N812
+from ..tensor import QTensor, QuantizedLike, wrap
+
+__all__ = ["PackedCodes", "QWeight"]
+
+
+class Part(torch.nn.Parameter):
+    """A parameter that never trains: ``model.requires_grad_(True)`` passes it by, which an integer
+    parameter would answer with an error."""
+
+    def __new__(cls, data: torch.Tensor, requires_grad: bool = False) -> "Part":
+        return torch.Tensor._make_subclass(cls, data.detach(), False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Part":
+        """Does nothing."""
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "Part":
+        copy = Part(self.data.clone(memory_format=torch.preserve_format))
+        memo[id(self)] = copy
+        return copy
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        # torch cannot pickle float8 storages outside torch.save().
+        data = self.data
+        return _rebuild_part, (data.view(torch.uint8) if _is_float8(data) else data, data.dtype)
+
+
+def _rebuild_part(data: torch.Tensor, dtype: torch.dtype) -> Part:
+    return Part(data if data.dtype == dtype else data.view(dtype))
+
+
+torch.serialization.add_safe_globals([Part, _rebuild_part])
+
+
+def _is_float8(t: torch.Tensor) -> bool:
+    return t.is_floating_point() and t.element_size() == 1
+
+
+class _Parts(torch.nn.Module):
+    """A module of Parts. Codes in float8 are floating point: ``.half()`` must not convert them."""
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "_Parts":
+        def keep_codes(t: torch.Tensor) -> torch.Tensor:
+            return fn(t.view(torch.uint8)).view(t.dtype) if _is_float8(t) else fn(t)
+
+        super()._apply(keep_codes, recurse)
+        for name, value in self._parameters.items():
+            if value is not None and not isinstance(value, Part):
+                self._parameters[name] = Part(value.data)
+        return self
+
+
+class PackedCodes(_Parts):
+    """Codes of 2 or 4 bits, several a byte: optimum-quanto's key ``weight._data._data``."""
+
+    def __init__(self, data: torch.Tensor) -> None:
+        super().__init__()
+        self._data = Part(data)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the bytes."""
+        return self._data.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bytes are."""
+        return self._data.device
+
+
+class QWeight(QuantizedLike, _Parts):
+    """Codes, scale and shift of a weight as plain parameters that need no gradient: they are saved,
+    copied, moved, offloaded and sharded like any other, under optimum-quanto's keys. Torch
+    functions take it as a tensor; other attributes are those of its QTensor.
+
+    Calling it returns the parts: so hooks that load them run first.
+    """
+
+    axis = 0
+    grad = None
+
+    def __init__(
+        self,
+        data: torch.Tensor,
+        scale: torch.Tensor,
+        shift: torch.Tensor | None,
+        qtype: QType,
+        group_size: int,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.qtype = qtype
+        self.group_size = group_size
+        self.shape = torch.Size(shape)
+        self.dtype = dtype
+        self._data = PackedCodes(data) if qtype.is_affine else Part(data)
+        self._scale = Part(scale)
+        self._shift = None if shift is None else Part(shift)
+
+    @classmethod
+    def of(cls, weight: QTensor) -> "QWeight":
+        """Over the parts of a quantized tensor."""
+        data, scale, shift = ops.parts(weight)
+        group_size = ops.group_size(weight)
+        return cls(data, scale, shift, weight.qtype, group_size, weight.shape, weight.dtype)
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Data, scale and shift."""
+        data = self._data._data if self.qtype.is_affine else self._data
+        return data, self._scale, self._shift
+
+    def tensor(self) -> QTensor:
+        """The parts as a QTensor."""
+        data, scale, shift = self()
+        return wrap(
+            ops.weight_from_parts(
+                data, scale, shift, self.qtype.name, self.group_size, list(self.shape), self.dtype
+            )
+        )
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The float value, of `dtype` or the weight's."""
+        data, scale, shift = self()
+        return ops.decode(
+            data, scale, shift, self.qtype.name, self.group_size, list(self.shape),
+            dtype or self.dtype,
+        )  # fmt: skip
+
+    # What code that expects a Parameter asks for.
+    @property
+    def device(self) -> torch.device:
+        """Where the parts are."""
+        return self._scale.device
+
+    @property
+    def ndim(self) -> int:
+        """Of the weight."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scale and shift."""
+        return sum(part.nbytes for part in self.parameters())
+
+    @property
+    def data(self) -> "QWeight":
+        """Itself."""
+        return self
+
+    @property
+    def requires_grad(self) -> bool:
+        """False; setting it does nothing."""
+        return False
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        pass
+
+    def size(self, dim: int | None = None) -> Any:
+        """Of the weight."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """Of the weight."""
+        return len(self.shape)
+
+    def numel(self) -> int:
+        """Of the weight."""
+        return self.shape.numel()
+
+    def detach(self) -> "QWeight":
+        """Itself."""
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> "QWeight":
+        """Does nothing."""
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or not hasattr(torch.Tensor, name):
+                raise
+            return getattr(self.tensor(), name)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "QWeight":
+        super()._apply(fn, recurse)
+        probe = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        self.dtype = probe.dtype
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        key = prefix + ("_data._data" if self.qtype.is_affine else "_data")
+        data = self._data._data if self.qtype.is_affine else self._data
+        given = state_dict.get(key)
+        if given is not None and given.dtype != data.dtype:
+            error_msgs.append(
+                f"expected {key} of {data.dtype} for {self.qtype.name}, got {given.dtype}"
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def __repr__(self) -> str:
+        group = f", group_size={self.group_size}" if self.group_size else ""
+        return f"QWeight({self.qtype.name}, shape={tuple(self.shape)}, dtype={self.dtype}{group})"

@@ -1,0 +1,144 @@
+"""Who chooses the scale (and shift) of a weight's groups. The arithmetic is the C++ library's."""
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from ._library import ops
+from .grouped import group
+from .qtype import qtype as QType  # noqa: N812
+
+__all__ = [
+    "AbsmaxOptimizer",
+    "AffineOptimizer",
+    "HqqOptimizer",
+    "MaxOptimizer",
+    "Optimizer",
+    "SymmetricOptimizer",
+]
+
+
+class Optimizer(ABC):
+    """Base class. An own optimizer derives from SymmetricOptimizer or AffineOptimizer and
+    overrides ``optimize``."""
+
+    #: The C++ quantizer that gives the same result, where there is one.
+    quantizer: str | None = None
+    #: Its options.
+    options: list[float] = []  # noqa: RUF012
+
+    @abstractmethod
+    def __call__(self, base: torch.Tensor, qtype: QType, axis: int | None = None):
+        """The scale (and shift) of `base`, broadcastable to it."""
+
+
+def _rows(base: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """`base` as a matrix with what shares a scale in each row."""
+    if axis is None:
+        return base.reshape(1, -1)
+    if axis == 0:
+        return base.reshape(base.shape[0], -1)
+    return base.reshape(-1, base.shape[-1]).t().contiguous()
+
+
+def _scale_shape(base: torch.Tensor, axis: int | None) -> list[int]:
+    shape = [1] * base.ndim
+    if axis is None:
+        return []
+    shape[axis] = base.shape[axis]
+    return shape
+
+
+class SymmetricOptimizer(Optimizer):
+    """Scales alone, for 8-bit types."""
+
+    def __call__(self, base: torch.Tensor, qtype: QType, axis: int | None = None) -> torch.Tensor:
+        if axis not in (None, 0, -1):
+            raise ValueError("axis parameter must be None, 0 (first axis) or -1 (last axis)")
+        if axis is not None and base.shape[axis] == 1:
+            axis = None
+        return self.optimize(base, qtype, axis)
+
+    def optimize(self, base: torch.Tensor, qtype: QType, axis: int | None = None) -> torch.Tensor:
+        """The scale of `base`: 0-dim (axis None), or one for each index of the axis."""
+        raise NotImplementedError
+
+
+class AbsmaxOptimizer(SymmetricOptimizer):
+    """``scale = max|x| / qmax``; a group of zeros gets scale 1."""
+
+    quantizer = "absmax"
+
+    def optimize(self, base: torch.Tensor, qtype: QType, axis: int | None = None) -> torch.Tensor:
+        _, scale, _ = ops.encode(_rows(base.detach(), axis), qtype.name, 0, "absmax")
+        return scale.reshape(_scale_shape(base, axis))
+
+
+class AffineOptimizer(Optimizer):
+    """Scales and shifts, for qint2 and qint4: ``value = scale * code - shift``."""
+
+    def __call__(
+        self,
+        base: torch.Tensor,
+        qtype: QType,
+        axis: int,
+        group_size: int | None = None,
+        zeropoint: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift of every group; with `zeropoint` the shift is the code of zero."""
+        if axis not in (0, -1):
+            raise ValueError("axis parameter must be 0 (first axis) or -1 (last axis)")
+        if group_size is not None:
+            base = group(base, axis, group_size)
+        scale, shift = self.optimize(base, qtype, axis)
+        if zeropoint:
+            shift = torch.clamp(torch.round(shift / scale), 0, 2**qtype.bits - 1).to(torch.uint8)
+        return scale, shift
+
+    def optimize(
+        self, base: torch.Tensor, qtype: QType, axis: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift of `base`, one for each index of the axis."""
+        raise NotImplementedError
+
+
+class MaxOptimizer(AffineOptimizer):
+    """``scale = (max - min) / (2^bits - 1)``, ``shift = -min``."""
+
+    quantizer = "max"
+
+    def optimize(
+        self, base: torch.Tensor, qtype: QType, axis: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        _, scale, shift = ops.encode(
+            _rows(base.detach(), axis), qtype.name, 0, self.quantizer, self.options
+        )
+        shape = _scale_shape(base, axis)
+        return scale.reshape(shape), shift.reshape(shape)
+
+
+class HqqOptimizer(MaxOptimizer):
+    """MaxOptimizer, its shift refined by half-quadratic quantization (Badri and Shaji, 2023)."""
+
+    quantizer = "hqq"
+
+    def __init__(
+        self,
+        lp_norm: float = 0.7,
+        beta: float = 1e1,
+        kappa: float = 1.01,
+        iters: int = 20,
+        verbose: bool = False,
+    ) -> None:
+        self.lp_norm, self.beta, self.kappa, self.iters = lp_norm, beta, kappa, iters
+        self.verbose = verbose
+
+    @property
+    def options(self) -> list[float]:
+        """What the C++ quantizer takes."""
+        return [self.lp_norm, float(self.beta), self.kappa, float(self.iters)]
+
+
+def default_optimizer(qtype: QType) -> Optimizer:
+    """Absmax for 8-bit types, max for qint2 and qint4."""
+    return MaxOptimizer() if qtype.is_affine else AbsmaxOptimizer()

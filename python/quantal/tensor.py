@@ -1,0 +1,373 @@
+"""Quantized tensors: `QTensor` and its kinds, and the functions that make them."""
+
+from typing import Any
+
+import torch
+
+from ._library import ops
+from .grouped import group, ungroup
+from .qtype import find_qtype, qint8
+from .qtype import qtype as QType  # noqa: N812
+
+__all__ = [
+    "ActivationQBytesTensor",
+    "QBitsTensor",
+    "QBytesTensor",
+    "QTensor",
+    "WeightQBitsTensor",
+    "WeightQBytesTensor",
+    "absmax_scale",
+    "dtype_info",
+    "qfallback",
+    "quantize_activation",
+    "quantize_weight",
+]
+
+
+def _is_quantized(value: object) -> bool:
+    if isinstance(value, torch.Tensor):
+        return ops.is_quantized(value)
+    return hasattr(type(value), "_quantal_tensor")
+
+
+def _has_bits(value: Any, below_8: bool) -> bool:
+    return (value.qtype.bits < 8) == below_8
+
+
+class _QTensorMeta(type(torch.Tensor)):
+    """isinstance() asks what the value is, not how it was made: tensors that operations return, and
+    the weights of frozen modules, count as well."""
+
+    def __instancecheck__(cls, value: object) -> bool:
+        if type.__instancecheck__(cls, value) and cls is QTensor:
+            return True
+        return _is_quantized(value) and cls._describes(wrap(value))
+
+
+class QTensor(torch.Tensor, metaclass=_QTensorMeta):
+    """A tensor of floating-point dtype that holds codes and scales. Any torch operation takes it;
+    those without a quantized kernel see its float value."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def _describes(value: Any) -> bool:
+        return True
+
+    @property
+    def qtype(self) -> QType:
+        """The type of the codes."""
+        return find_qtype(ops.qtype_name(self))
+
+    @property
+    def axis(self) -> int | None:
+        """0 for weights (one scale a row, or a group of one), None for activations."""
+        return None if ops.is_activation(self) else 0
+
+    @property
+    def _group_size(self) -> int | None:
+        return ops.group_size(self) or None
+
+    @property
+    def _data(self) -> torch.Tensor:
+        return ops.parts(self)[0]
+
+    @property
+    def _scale(self) -> torch.Tensor:
+        return ops.parts(self)[1]
+
+    @property
+    def _shift(self) -> torch.Tensor | None:
+        return ops.parts(self)[2]
+
+    def dequantize(self) -> torch.Tensor:
+        """The float value, a plain tensor. Differentiable."""
+        return ops.dequantize(self).as_subclass(torch.Tensor)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The float value."""
+        return self.dequantize().numpy(force=force)
+
+    def tolist(self) -> list:
+        """The float value."""
+        return self.dequantize().tolist()
+
+    def __array__(self, dtype: Any = None) -> Any:
+        return self.dequantize().detach().cpu().__array__(dtype)
+
+    def __deepcopy__(self, memo: dict) -> "QTensor":
+        return wrap(self.detach().clone())
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        data, scale, shift = ops.parts(self)
+        if ops.is_activation(self):
+            return _rebuild_activation, (data, scale, self.qtype.name, self.dtype)
+        sizes = list(self.shape)
+        return _rebuild_weight, (
+            data, scale, shift, self.qtype.name, self._group_size or 0, sizes, self.dtype,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype}, "
+            f"qtype={self.qtype.name}, group_size={self._group_size})"
+        )
+
+
+class QBytesTensor(QTensor):
+    """A QTensor of 8-bit codes."""
+
+    @staticmethod
+    def _describes(value: Any) -> bool:
+        return _has_bits(value, below_8=False)
+
+
+class QBitsTensor(QTensor):
+    """A QTensor of 2- or 4-bit codes."""
+
+    @staticmethod
+    def _describes(value: Any) -> bool:
+        return _has_bits(value, below_8=True)
+
+
+class WeightQBytesTensor(QBytesTensor):
+    """A weight of 8-bit codes."""
+
+    @staticmethod
+    def _describes(value: Any) -> bool:
+        return _has_bits(value, below_8=False) and value.axis is not None
+
+
+class WeightQBitsTensor(QBitsTensor):
+    """A weight of 2- or 4-bit codes."""
+
+
+class ActivationQBytesTensor(QBytesTensor):
+    """An activation: 8-bit codes and one scale."""
+
+    @staticmethod
+    def _describes(value: Any) -> bool:
+        return value.axis is None
+
+
+def wrap(value: Any) -> Any:
+    """A quantized torch.Tensor as the QTensor class that shows what it holds."""
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return value
+    if ops.is_activation(value):
+        return value.as_subclass(ActivationQBytesTensor)
+    narrow = ops.qtype_name(value) in ("qint2", "qint4")
+    return value.as_subclass(WeightQBitsTensor if narrow else WeightQBytesTensor)
+
+
+def _rebuild_weight(data, scale, shift, qtype, group_size, sizes, dtype) -> QTensor:
+    return wrap(ops.weight_from_parts(data, scale, shift, qtype, group_size, sizes, dtype))
+
+
+def _rebuild_activation(data, scale, qtype, dtype) -> QTensor:
+    value = data.to(torch.float32) * scale
+    return wrap(ops.quantize_activation(value.to(dtype), qtype, scale))
+
+
+torch.serialization.add_safe_globals([_rebuild_weight, _rebuild_activation])
+
+
+class QuantizedLike:
+    """Base of objects that are no tensors but stand for a quantized one: torch functions take them,
+    and attributes that they lack come from the tensor."""
+
+    _quantal_tensor = True
+
+    def tensor(self) -> QTensor:
+        """The QTensor that this stands for."""
+        raise NotImplementedError
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        def unwrapped(value: Any) -> Any:
+            if isinstance(value, QuantizedLike):
+                return value.tensor()
+            if isinstance(value, (list, tuple)):
+                return type(value)(unwrapped(item) for item in value)
+            return value
+
+        kwargs = {name: unwrapped(value) for name, value in (kwargs or {}).items()}
+        return func(*unwrapped(tuple(args)), **kwargs)
+
+
+def _binary(name: str) -> Any:
+    return lambda self, *args: getattr(self.tensor(), name)(*args)
+
+
+for _name in [
+    "__matmul__",
+    "__rmatmul__",
+    "__add__",
+    "__radd__",
+    "__mul__",
+    "__rmul__",
+    "__sub__",
+    "__rsub__",
+    "__truediv__",
+    "__neg__",
+    "__getitem__",
+    "__len__",
+    "__array__",
+]:
+    setattr(QuantizedLike, _name, _binary(_name))
+
+
+class LastAxisWeight(QuantizedLike):
+    """A weight with scales along the last axis: the transpose of a QTensor.
+
+    ``_data``, ``_scale`` and ``_shift`` have optimum-quanto's shapes: grouped codes are
+    (group_size, groups), scales (1, groups).
+    """
+
+    axis = -1
+
+    def __init__(self, rows: QTensor, shape: torch.Size, group_size: int | None) -> None:
+        self._rows = rows
+        self.shape = shape
+        self._group_size = group_size
+        self.qtype, self.dtype, self.device = rows.qtype, rows.dtype, rows.device
+
+    @property
+    def _data(self) -> torch.Tensor:
+        return self._rows._data.t()
+
+    @property
+    def _scale(self) -> torch.Tensor:
+        return self._rows._scale.reshape(1, -1)
+
+    @property
+    def _shift(self) -> torch.Tensor | None:
+        shift = self._rows._shift
+        return None if shift is None else shift.reshape(1, -1)
+
+    def size(self, dim: int | None = None) -> Any:
+        """As of a tensor."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dequantize(self) -> torch.Tensor:
+        """The float value."""
+        columns = self._rows.dequantize().t()
+        if self._group_size is None:
+            return columns.reshape(self.shape)
+        return ungroup(columns, -1, self.shape)
+
+    def tensor(self) -> torch.Tensor:
+        """The float value: operations have no kernels for this axis."""
+        return self.dequantize()
+
+    def to(self, *args: Any, **kwargs: Any) -> "LastAxisWeight":
+        """On another device, or of another dtype."""
+        rows = wrap(self._rows.to(*args, **kwargs))
+        return LastAxisWeight(rows, self.shape, self._group_size)
+
+    def detach(self) -> "LastAxisWeight":
+        """Itself: codes have no gradient."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"LastAxisWeight(shape={tuple(self.shape)}, qtype={self.qtype.name})"
+
+
+def _check_weight_arguments(qtype, axis, shift, group_size) -> None:
+    if axis not in (0, -1):
+        raise ValueError("axis parameter must be 0 (first axis) or -1 (last axis)")
+    if qtype.bits == 8:
+        if shift is not None:
+            raise ValueError("shift cannot be specified for 8-bit qtypes")
+        if group_size is not None:
+            raise ValueError("group_size cannot be specified for 8-bit qtypes.")
+    elif shift is None:
+        raise ValueError("shift must be specified for qtypes lower than 8-bit")
+
+
+def quantize_weight(
+    t: torch.Tensor,
+    qtype: QType,
+    axis: int,
+    scale: torch.Tensor,
+    shift: torch.Tensor | None = None,
+    group_size: int | None = None,
+    activation_qtype: QType | None = None,
+    optimized: bool = True,
+) -> Any:
+    """A quantized weight for a given scale (and shift, for qint2 and qint4).
+
+    Args:
+        t: float tensor of two dimensions or more.
+        axis: 0 or -1: where each index has a scale of its own, or each of its groups.
+        scale, shift: one value an index or group, as an `Optimizer` gives them. An integer shift is
+            a zero-point.
+        group_size: elements a group; must divide the elements that share an index.
+        activation_qtype, optimized: as optimum-quanto has them; kernels are chosen per call.
+    """
+    _check_weight_arguments(qtype, axis, shift, group_size)
+    if axis == -1:
+        columns = t.reshape(-1, t.shape[-1]) if group_size is None else group(t, -1, group_size)
+        rows = columns.t()
+        quantized = quantize_weight(
+            rows.contiguous(), qtype, 0, _row_scale(scale, rows),
+            None if shift is None else _row_scale(shift, rows),
+        )  # fmt: skip
+        return LastAxisWeight(quantized, t.shape, group_size)
+    length = t.numel() // t.shape[0]
+    if group_size is not None and (group_size > length or length % group_size != 0):
+        raise ValueError(f"Group size ({group_size}) must be a divisor of ({length})")
+    per_row = 1 if group_size is None else length // group_size
+    steps = _expanded(scale, t.shape[0] * per_row)
+    offsets = None if shift is None else _expanded(shift, t.shape[0] * per_row)
+    return wrap(ops.quantize_weight_with(t, steps, offsets, qtype.name, group_size or 0))
+
+
+def _expanded(values: torch.Tensor, count: int) -> torch.Tensor:
+    """One value for each of `count` groups; a single one is for all."""
+    if values.numel() == 1:
+        return values.reshape(1).expand(count)
+    if values.numel() != count:
+        raise ValueError(
+            "When quantizing per-axis, the scale must be broadcastable to the base: "
+            f"expected {count} values, got shape {tuple(values.shape)}"
+        )
+    return values
+
+
+def _row_scale(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return _expanded(values, rows.shape[0]).reshape(-1, 1)
+
+
+def quantize_activation(t: torch.Tensor, qtype: QType, scale: torch.Tensor) -> QTensor:
+    """An activation of 8-bit codes with one scale: ``code = clamp(round(t / scale))``."""
+    if scale.numel() != 1:
+        raise ValueError(
+            "Parameter scale must be a scalar because activations can only be quantized per-tensor"
+        )
+    return wrap(ops.quantize_activation(t, qtype.name, scale))
+
+
+def dtype_info(dtype: torch.dtype) -> torch.finfo | torch.iinfo:
+    """torch.finfo or torch.iinfo of a dtype."""
+    return torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+
+
+def absmax_scale(base: torch.Tensor, qtype: QType = qint8, axis: int | None = None) -> torch.Tensor:
+    """``max|base| / (largest code)``, over everything or for each index of `axis`."""
+    largest = dtype_info(qtype.dtype).max
+    if axis is None:
+        return base.abs().amax() / largest
+    rest = [d for d in range(base.ndim) if d != axis % base.ndim]
+    return base.abs().amax(dim=rest, keepdim=True) / largest
+
+
+def qfallback(callable: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function with the float values of quantized arguments."""
+
+    def value(x: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return type(x)(value(item) for item in x)
+        return x.dequantize() if _is_quantized(x) else x
+
+    return callable(*value(tuple(args)), **{k: value(v) for k, v in kwargs.items()})
