@@ -12,6 +12,8 @@ namespace {
 
 constexpr int kHalfRows = 8;
 constexpr int kLines = 8;  ///< a register has a word of so many lines
+constexpr std::int64_t kCacheLine = 64;
+constexpr int kPrefetchBytes = 512;
 
 __m256i load(const std::uint8_t* from) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -85,21 +87,41 @@ void store_transposed(const __m256i (&words)[kHalfRows], std::byte* out) {
   }
 }
 
+// 8 rows, 8 lines.
+template <int bits>
+void pack_half(const TileRows& rows, int half, std::int64_t column, __m256i flip, std::byte* out) {
+  __m256i words[kHalfRows];
+  for (int r = 0; r < kHalfRows; ++r) {
+    const int row = half * kHalfRows + r;
+    words[r] = row_words<bits>(rows.from[row] + column, rows.shift[row], flip);
+  }
+  store_transposed(words, out + half * (PackedLayout::kLineBytes / 2));
+}
+
 template <int bits>
 std::int64_t pack_rows(const TileRows& rows, std::int64_t columns, std::uint32_t flip,
                        std::byte* out) {
-  constexpr int kStep = kLines * 32 / bits;
+  constexpr std::int64_t kColumns = kLines * 32 / bits;
+  constexpr std::int64_t kBytes = kLines * PackedLayout::kLineBytes;
+  // Rows are often a multiple of 4096 bytes apart, where all of them fall into one set of the
+  // cache: whole cache lines of a row are read at once.
+  constexpr int kSteps = kColumns < kCacheLine ? kCacheLine / kColumns : 1;
   const __m256i flipped = _mm256_set1_epi32(static_cast<std::int32_t>(flip));
   std::int64_t column = 0;
-  for (; column + kStep <= columns; column += kStep, out += kLines * PackedLayout::kLineBytes) {
+  for (; column + kSteps * kColumns <= columns; column += kSteps * kColumns) {
     for (int half = 0; half < 2; ++half) {
-      __m256i words[kHalfRows];
       for (int r = 0; r < kHalfRows; ++r) {
-        const int row = half * kHalfRows + r;
-        words[r] = row_words<bits>(rows.from[row] + column, rows.shift[row], flipped);
+        const std::uint8_t* row = rows.from[half * kHalfRows + r];
+        _mm_prefetch(reinterpret_cast<const char*>(row + column) + kPrefetchBytes, _MM_HINT_T0);
       }
-      store_transposed(words, out + half * (PackedLayout::kLineBytes / 2));
+      for (int step = 0; step < kSteps; ++step) {
+        pack_half<bits>(rows, half, column + step * kColumns, flipped, out + step * kBytes);
+      }
     }
+    out += kSteps * kBytes;
+  }
+  for (; column + kColumns <= columns; column += kColumns, out += kBytes) {
+    for (int half = 0; half < 2; ++half) pack_half<bits>(rows, half, column, flipped, out);
   }
   return column;
 }
