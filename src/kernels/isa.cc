@@ -1,11 +1,8 @@
 #include <quantal/isa.h>
 
-#include <cstdint>
 #include <cstdlib>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
+#include "kernels/cpu/detect.h"
 
 namespace quantal {
 namespace {
@@ -14,34 +11,12 @@ struct Row {
   Isa isa;
   const char* name;
 };
-constexpr Row kIsas[] = {{Isa::kAvx2, "avx2"}, {Isa::kPortable, "portable"}};
-
-#if defined(__x86_64__)
-
-bool has(std::uint32_t word, int bit) { return (word >> bit & 1U) != 0; }
-
-// The registers that the operating system saves: an instruction set is usable only with those.
-std::uint64_t saved_state() {
-  std::uint32_t low, high;
-  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return static_cast<std::uint64_t>(high) << 32 | low;
-}
-
-bool runs_avx2() {
-  constexpr int kFma = 12, kOsxsave = 27, kAvx = 28, kF16c = 29, kAvx2 = 5;
-  constexpr std::uint64_t kXmmAndYmm = 0b110;
-  std::uint32_t a, b, c, d;
-  if (__get_cpuid(1, &a, &b, &c, &d) == 0) return false;
-  const bool first = has(c, kFma) && has(c, kOsxsave) && has(c, kAvx) && has(c, kF16c);
-  if (!first || (saved_state() & kXmmAndYmm) != kXmmAndYmm) return false;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && has(b, kAvx2);
-}
-
-#else
-
-bool runs_avx2() { return false; }
-
-#endif
+constexpr Row kIsas[] = {{Isa::kAvx512Bf16, "avx512_bf16"},
+                         {Isa::kAvx512Vnni, "avx512_vnni"},
+                         {Isa::kAvx512, "avx512"},
+                         {Isa::kAvxVnni, "avx_vnni"},
+                         {Isa::kAvx2, "avx2"},
+                         {Isa::kPortable, "portable"}};
 
 std::string listed(const std::vector<Isa>& isas) {
   std::string text;
@@ -59,12 +34,7 @@ std::string_view isa_name(Isa isa) {
 }
 
 const std::vector<Isa>& supported_isas() {
-  static const std::vector<Isa> isas = [] {
-    std::vector<Isa> found;
-    if (runs_avx2()) found.push_back(Isa::kAvx2);
-    found.push_back(Isa::kPortable);
-    return found;
-  }();
+  static const std::vector<Isa> isas = kernels::detect_isas();
   return isas;
 }
 

@@ -25,6 +25,8 @@ TokenCodes::TokenCodes(const PackedLayout& layout, std::int64_t tokens)
       sums_(tokens * blocks_),
       scales_(tokens) {}
 
+TokenCodes::~TokenCodes() = default;
+
 void TokenCodes::finish(const PackedLayout& layout, std::int64_t token) const {
   std::int8_t* out = codes(token);
   std::int32_t* sum = sums(token);

@@ -19,6 +19,10 @@ constexpr std::int64_t kBlockColumns = 1 << 15;
 class TokenCodes {
  public:
   TokenCodes(const PackedLayout& layout, std::int64_t tokens);
+  // Not inline: it would be compiled for whatever instructions the file that uses it is.
+  ~TokenCodes();
+  TokenCodes(const TokenCodes&) = delete;
+  TokenCodes& operator=(const TokenCodes&) = delete;
 
   std::int64_t tokens() const { return tokens_; }
   std::int8_t* codes(std::int64_t token) const {
@@ -68,5 +72,7 @@ void quantize_tokens__portable(const PackedLayout& layout, const TokenSource& so
                                std::int64_t begin, std::int64_t end, const TokenCodes& out);
 void quantize_tokens__avx2(const PackedLayout& layout, const TokenSource& source,
                            std::int64_t begin, std::int64_t end, const TokenCodes& out);
+void quantize_tokens__avx512(const PackedLayout& layout, const TokenSource& source,
+                             std::int64_t begin, std::int64_t end, const TokenCodes& out);
 
 }  // namespace quantal::kernels

@@ -20,6 +20,12 @@ TEST(Isa, the_best_is_chosen_unless_one_is_named) {
   }
 }
 
+TEST(Isa, the_best_is_first) {
+  for (std::size_t i = 1; i < supported_isas().size(); ++i) {
+    EXPECT_GT(supported_isas()[i - 1], supported_isas()[i]);
+  }
+}
+
 TEST(Isa, an_unknown_name_is_an_error_that_lists_the_known_ones) {
   const auto choice = choose_isa("avx9");
   ASSERT_FALSE(choice.ok());

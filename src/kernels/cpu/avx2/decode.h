@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/cpu/avx2/float8.h"
 #include "kernels/packed_layout.h"
 
 namespace quantal::kernels {
@@ -54,7 +55,6 @@ struct HalfLine<QTypeId::kInt8> {
   __m256i words;
 };
 
-// float8 goes through fp16, whose conversion is exact whatever the processor's denormal mode.
 template <QTypeId qtype>
 struct HalfLine {
   static constexpr int kDepth = 4;
@@ -72,13 +72,7 @@ struct HalfLine {
     const __m128i pair =
         column < 2 ? _mm256_castsi256_si128(columns) : _mm256_extracti128_si256(columns, 1);
     const __m128i bytes = column % 2 == 0 ? pair : _mm_unpackhi_epi64(pair, pair);
-    if constexpr (qtype == QTypeId::kFloat8E5M2) {
-      return _mm256_cvtph_ps(_mm_unpacklo_epi8(_mm_setzero_si128(), bytes));
-    }
-    const __m128i half =
-        _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(bytes), 7), _mm_set1_epi16(-0x4080));
-    constexpr float kBias = qtype == QTypeId::kFloat8E4M3FN ? 0x1p8F : 0x1p7F;
-    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(kBias));
+    return float8_values<qtype>(bytes);
   }
 
   __m256i columns;

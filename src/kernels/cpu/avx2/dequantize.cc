@@ -9,6 +9,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
+#include "kernels/cpu/avx2/float8.h"
 #include "kernels/cpu/avx2/rows.h"
 
 namespace quantal::kernels {
@@ -80,13 +81,8 @@ inline __m256 numbers(__m128i bytes) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_xor_si128(bytes, flip)));
   } else if constexpr (qtype == QTypeId::kInt4 || qtype == QTypeId::kInt2) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
-  } else if constexpr (qtype == QTypeId::kFloat8E5M2) {
-    return _mm256_cvtph_ps(_mm_unpacklo_epi8(_mm_setzero_si128(), bytes));
   } else {
-    const __m128i half =
-        _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(bytes), 7), _mm_set1_epi16(-0x4080));
-    constexpr float kBias = qtype == QTypeId::kFloat8E4M3FN ? 0x1p8F : 0x1p7F;
-    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(kBias));
+    return float8_values<qtype>(bytes);
   }
 }
 

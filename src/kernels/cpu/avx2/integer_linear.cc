@@ -1,6 +1,6 @@
-// Integer linear for AVX2: 8 rows of a tile by up to 8 tokens stay in registers. int4 and int2:
-// vpmaddubsw multiplies unsigned codes by signed ones and adds pairs, which fit 16 bits for several
-// lines. int8 pairs would not: its codes are widened to 16 bits and go through vpmaddwd.
+// Integer linear for AVX2. int4 and int2: vpmaddubsw multiplies unsigned codes by signed ones and
+// adds pairs, which fit 16 bits for several lines. int8 pairs would not: its codes are widened to
+// 16 bits and go through vpmaddwd.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -14,18 +14,10 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
-#include "kernels/cpu/avx2/rows.h"
+#include "kernels/cpu/avx2/integer.h"
 
 namespace quantal::kernels {
 namespace {
-
-constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
-constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
-constexpr int kTokens = 8;
-constexpr std::int64_t kPrefetchBytes = 2048;
-// Columns after which the other half of a tile has its turn, while both halves and the tokens are
-// in the first-level cache.
-constexpr std::int64_t kChunkColumns = 1024;
 
 // sum + part, now: GCC would add the parts of several steps first, and runs out of registers for
 // them.
@@ -38,12 +30,6 @@ inline __m256i add_32(__m256i sum, __m256i part) {
   sum = _mm256_add_epi32(sum, part);
   __asm__("" : "+x"(sum));
   return sum;
-}
-
-__m256i broadcast_word(const void* data) {
-  std::int32_t word;
-  std::memcpy(&word, data, sizeof(word));
-  return _mm256_set1_epi32(word);
 }
 
 /// How codes of 4 and 2 bits are multiplied.
@@ -106,21 +92,7 @@ struct ByteDot {
   }
 };
 
-/// The tokens of a call as a dot product wants them.
-template <typename Dot>
-class Codes;
-
-template <int bits>
-class Codes<NarrowDot<bits>> {
- public:
-  Codes(const TokenCodes& x, const ParallelFor&) : x_(x) {}
-  const std::int8_t* token(std::int64_t t) const { return x_.codes(t); }
-  std::int64_t stride() const { return x_.stride(); }
-
- private:
-  const TokenCodes& x_;
-};
-
+/// Widened to 16 bits.
 template <>
 class Codes<ByteDot> {
  public:
@@ -150,124 +122,17 @@ class Codes<ByteDot> {
   Scratch wide_;
 };
 
-/// Up to 8 tokens by one tile.
-template <typename Dot, int tokens>
-class TileSums {
- public:
-  TileSums(const PackedLayout& layout, const TokenCodes& x, const Codes<Dot>& codes,
-           std::int64_t first_token)
-      : layout_(layout), x_(x), codes_(codes), first_(first_token) {}
-
-  void add_group(const std::byte* tile, std::int64_t group, int half) {
-    const HalfScales scales(layout_, tile, group, half);
-    const std::byte* lines = tile + layout_.group_offset(group) + half * (kLineBytes / 2);
-    const auto* columns = codes_.token(first_) + layout_.padded_begin(group);
-    const std::int64_t count = layout_.group_lines(group);
-    constexpr std::int64_t kBlockLines = kBlockColumns / Dot::kDepth;
-    for (std::int64_t block = 0; block < x_.blocks_per_group(); ++block) {
-      const std::int64_t begin = std::min(count, block * kBlockLines);
-      const std::int64_t end = std::min(count, begin + kBlockLines);
-      __m256i total[tokens];
-      QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) total[t] = _mm256_setzero_si256();
-      Dot::add(lines + begin * kLineBytes, end - begin, columns + begin * Dot::kDepth,
-               codes_.stride(), total);
-      add_scaled(total, scales, group * x_.blocks_per_group() + block, half);
-    }
-  }
-
-  void store(const IntegerLinearArgs& args, std::int64_t tile) const {
-    for (int half = 0; half < 2; ++half) {
-      const std::int64_t row = tile * kTileRows + half * kHalfRows;
-      const std::int64_t rows = std::min(kHalfRows, layout_.spec().rows - row);
-      if (rows <= 0) return;
-      const __m256 bias = load_bias(args.bias, row, rows, args.type);
-      for (int t = 0; t < tokens; ++t) {
-        const __m256 scale = _mm256_set1_ps(x_.scale(first_ + t));
-        const __m256 y = _mm256_fmadd_ps(_mm256_load_ps(sums_[half][t]), scale, bias);
-        store_rows(args.y, (first_ + t) * args.y_stride + row, args.type, rows, y);
-      }
-    }
-  }
-
- private:
-  void add_scaled(const __m256i (&total)[tokens], const HalfScales& scales, std::int64_t block,
-                  int half) {
-    QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-      const std::int32_t x_sum = x_.sums(first_ + t)[block];
-      float* sum = sums_[half][t];
-      __m256i exact = total[t];
-      if (!layout_.is_affine()) exact = _mm256_sub_epi32(exact, _mm256_set1_epi32(128 * x_sum));
-      __m256 value = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scales.scale, _mm256_load_ps(sum));
-      if (layout_.is_affine()) {
-        const __m256 shifted = _mm256_set1_ps(static_cast<float>(x_sum));
-        value = _mm256_fnmadd_ps(shifted, scales.shift, value);
-      }
-      _mm256_store_ps(sum, value);
-    }
-  }
-
-  const PackedLayout& layout_;
-  const TokenCodes& x_;
-  const Codes<Dot>& codes_;
-  std::int64_t first_;
-  alignas(32) float sums_[2][tokens][kHalfRows] = {};
-};
-
-template <typename Dot, int tokens>
-void run_tile(const IntegerLinearArgs& args, const TokenCodes& x, const Codes<Dot>& codes,
-              std::int64_t first_token, std::int64_t tile) {
-  const PackedLayout& layout = *args.layout;
-  const std::byte* data = args.weight + tile * layout.tile_bytes();
-  TileSums<Dot, tokens> sums(layout, x, codes, first_token);
-  const std::int64_t width = std::max<std::int64_t>(1, layout.group_lines(0) * layout.depth());
-  const std::int64_t chunk = std::max<std::int64_t>(1, kChunkColumns / width);
-  for (std::int64_t first = 0; first < layout.groups(); first += chunk) {
-    const std::int64_t end = std::min(layout.groups(), first + chunk);
-    for (int half = 0; half < 2; ++half) {
-      for (std::int64_t group = first; group < end; ++group) sums.add_group(data, group, half);
-    }
-  }
-  sums.store(args, tile);
-}
-
-template <typename Dot, int... counts>
-constexpr auto tile_runners(std::integer_sequence<int, counts...>) {
-  using Run = void (*)(const IntegerLinearArgs&, const TokenCodes&, const Codes<Dot>&, std::int64_t,
-                       std::int64_t);
-  return std::array<Run, sizeof...(counts)>{run_tile<Dot, counts + 1>...};
-}
-
-template <typename Dot>
-void run(const IntegerLinearArgs& args, const ParallelFor& parallel_for) {
-  static constexpr auto kRunners = tile_runners<Dot>(std::make_integer_sequence<int, kTokens>());
-  const PackedLayout& layout = *args.layout;
-  const std::int64_t tokens = args.source.tokens;
-  const TokenCodes x(layout, tokens);
-  parallel_for(tokens, [&](std::int64_t begin, std::int64_t end) {
-    quantize_tokens__avx2(layout, args.source, begin, end, x);
-  });
-  const Codes<Dot> codes(x, parallel_for);
-  parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t tile = begin; tile < end; ++tile) {
-      for (std::int64_t t = 0; t < tokens; t += kTokens) {
-        const std::int64_t count = std::min<std::int64_t>(kTokens, tokens - t);
-        kRunners[count - 1](args, x, codes, t, tile);
-      }
-    }
-  });
-}
-
 }  // namespace
 
 void integer_linear__avx2(const IntegerLinearArgs& args, const ParallelFor& parallel_for) {
   if (args.source.tokens == 0) return;
   switch (args.layout->spec().qtype) {
     case QTypeId::kInt2:
-      return run<NarrowDot<2>>(args, parallel_for);
+      return integer_linear<NarrowDot<2>>(args, parallel_for);
     case QTypeId::kInt4:
-      return run<NarrowDot<4>>(args, parallel_for);
+      return integer_linear<NarrowDot<4>>(args, parallel_for);
     default:
-      return run<ByteDot>(args, parallel_for);
+      return integer_linear<ByteDot>(args, parallel_for);
   }
 }
 

@@ -1,0 +1,44 @@
+// Integer linear for AVX-512 with VNNI: vpdpbusd multiplies unsigned weights by signed activations.
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "kernels/cpu/avx512/intrinsics.h"
+#include "kernels/integer_linear.h"
+#include "kernels/scratch.h"
+
+#pragma GCC push_options
+#if !defined(QUANTAL_EMULATE)
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
+#endif
+
+#include "kernels/cpu/avx512/integer.h"
+
+namespace quantal::kernels {
+namespace {
+
+template <int bits>
+struct VnniDot {
+  static inline __attribute__((always_inline)) void add(__m512i& sum, __m512i weight, __m512i x) {
+#if defined(QUANTAL_EMULATE)
+    sum = _mm512_dpbusd_epi32(sum, weight, x);
+#else
+    // GCC 12 copies and spills sums between the intrinsics of a loop; this it leaves in place, but
+    // an array's element, without a variable of its own, in memory.
+    __m512i total = sum;
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(weight), "v"(x));
+    sum = total;
+#endif
+  }
+};
+
+}  // namespace
+
+void integer_linear__avx512_vnni(const IntegerLinearArgs& args, const ParallelFor& parallel_for) {
+  integer_linear<VnniDot>(args, parallel_for);
+}
+
+}  // namespace quantal::kernels
+
+#pragma GCC pop_options

@@ -1,0 +1,75 @@
+#include "kernels/cpu/detect.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace quantal::kernels {
+
+#if defined(__x86_64__)
+
+namespace {
+
+bool has(std::uint32_t word, int bit) { return (word >> bit & 1U) != 0; }
+
+CpuFeatures read_features() {
+  constexpr int kOsxsave = 27;
+  CpuFeatures cpu;
+  std::uint32_t a, b, c, d;
+  if (__get_cpuid_count(1, 0, &a, &b, &c, &d) != 0) cpu.leaf1_ecx = c;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) != 0) {
+    cpu.leaf7_ebx = b;
+    cpu.leaf7_ecx = c;
+    const bool has_subleaf = a >= 1;
+    if (has_subleaf && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) cpu.leaf7_1_eax = a;
+  }
+  if (has(cpu.leaf1_ecx, kOsxsave)) {
+    std::uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    cpu.saved = static_cast<std::uint64_t>(high) << 32 | low;
+  }
+  return cpu;
+}
+
+bool runs_avx2(const CpuFeatures& cpu) {
+  constexpr int kFma = 12, kAvx = 28, kF16c = 29, kAvx2 = 5;
+  constexpr std::uint64_t kXmmAndYmm = 0b110;
+  return has(cpu.leaf1_ecx, kFma) && has(cpu.leaf1_ecx, kAvx) && has(cpu.leaf1_ecx, kF16c) &&
+         has(cpu.leaf7_ebx, kAvx2) && (cpu.saved & kXmmAndYmm) == kXmmAndYmm;
+}
+
+bool runs_avx512(const CpuFeatures& cpu) {
+  constexpr int kF = 16, kDq = 17, kBw = 30, kVl = 31;
+  constexpr std::uint64_t kOpmaskAndZmm = 0b11100000;
+  const std::uint32_t word = cpu.leaf7_ebx;
+  return has(word, kF) && has(word, kDq) && has(word, kBw) && has(word, kVl) &&
+         (cpu.saved & kOpmaskAndZmm) == kOpmaskAndZmm;
+}
+
+}  // namespace
+
+std::vector<Isa> isas_of(const CpuFeatures& cpu) {
+  constexpr int kAvxVnni = 4, kAvx512Vnni = 11, kAvx512Bf16 = 5, kAvx512Vbmi = 1;
+  std::vector<Isa> found{Isa::kPortable};
+  const auto add = [&](Isa isa) { found.insert(found.begin(), isa); };
+  if (!runs_avx2(cpu)) return found;
+  add(Isa::kAvx2);
+  if (has(cpu.leaf7_1_eax, kAvxVnni)) add(Isa::kAvxVnni);
+  // From here on each has what those before it have.
+  if (!runs_avx512(cpu)) return found;
+  add(Isa::kAvx512);
+  if (!has(cpu.leaf7_ecx, kAvx512Vnni)) return found;
+  add(Isa::kAvx512Vnni);
+  if (has(cpu.leaf7_ecx, kAvx512Vbmi) && has(cpu.leaf7_1_eax, kAvx512Bf16)) add(Isa::kAvx512Bf16);
+  return found;
+}
+
+std::vector<Isa> detect_isas() { return isas_of(read_features()); }
+
+#else
+
+std::vector<Isa> detect_isas() { return {Isa::kPortable}; }
+
+#endif
+
+}  // namespace quantal::kernels

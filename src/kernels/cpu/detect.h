@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <quantal/isa.h>
+
+namespace quantal::kernels {
+
+/// What this processor and operating system can run, best first; kPortable is always the last.
+std::vector<Isa> detect_isas();
+
+#if defined(__x86_64__)
+
+/// What an x86 processor says of itself.
+struct CpuFeatures {
+  std::uint32_t leaf1_ecx = 0;
+  std::uint32_t leaf7_ebx = 0, leaf7_ecx = 0;
+  std::uint32_t leaf7_1_eax = 0;
+  /// The registers that the operating system saves (XCR0): an instruction set is usable only with
+  /// its own among them.
+  std::uint64_t saved = 0;
+};
+QUANTAL_API std::vector<Isa> isas_of(const CpuFeatures& cpu);
+
+#endif
+
+}  // namespace quantal::kernels

@@ -1,0 +1,71 @@
+#include "kernels/cpu/detect.h"
+
+#include <gtest/gtest.h>
+
+#if defined(__x86_64__)
+
+namespace quantal::kernels {
+namespace {
+
+constexpr std::uint32_t bits(std::initializer_list<int> places) {
+  std::uint32_t word = 0;
+  for (const int place : places) word |= std::uint32_t{1} << place;
+  return word;
+}
+
+// A processor with everything, under an operating system that saves all registers.
+CpuFeatures everything() {
+  return {.leaf1_ecx = bits({12, 27, 28, 29}),
+          .leaf7_ebx = bits({5, 16, 17, 30, 31}),
+          .leaf7_ecx = bits({1, 11}),
+          .leaf7_1_eax = bits({4, 5}),
+          .saved = 0b11100111};
+}
+
+TEST(Detect, finds_all_that_is_there) {
+  EXPECT_EQ(isas_of(everything()),
+            (std::vector<Isa>{Isa::kAvx512Bf16, Isa::kAvx512Vnni, Isa::kAvx512, Isa::kAvxVnni,
+                              Isa::kAvx2, Isa::kPortable}));
+  EXPECT_EQ(isas_of({}), std::vector<Isa>{Isa::kPortable});
+}
+
+TEST(Detect, asks_for_the_registers_that_the_system_saves) {
+  CpuFeatures cpu = everything();
+  // Without opmasks, the upper halves of zmm0 to 15, or zmm16 to 31.
+  for (const int place : {5, 6, 7}) {
+    cpu.saved = 0b11100111 & ~bits({place});
+    EXPECT_EQ(isas_of(cpu), (std::vector<Isa>{Isa::kAvxVnni, Isa::kAvx2, Isa::kPortable})) << place;
+  }
+  // Without the upper halves of ymm, or without any.
+  for (const std::uint64_t saved : {0b11100011, 0b00000011, 0}) {
+    cpu.saved = saved;
+    EXPECT_EQ(isas_of(cpu), std::vector<Isa>{Isa::kPortable}) << saved;
+  }
+}
+
+TEST(Detect, asks_for_every_part_of_an_instruction_set) {
+  for (const int place : {12, 28, 29}) {
+    CpuFeatures cpu = everything();
+    cpu.leaf1_ecx &= ~bits({place});
+    EXPECT_EQ(isas_of(cpu).size(), 1) << place;
+  }
+  for (const int place : {16, 17, 30, 31}) {
+    CpuFeatures cpu = everything();
+    cpu.leaf7_ebx &= ~bits({place});
+    EXPECT_EQ(isas_of(cpu).front(), Isa::kAvxVnni) << place;
+  }
+  CpuFeatures without_vnni = everything();
+  without_vnni.leaf7_ecx &= ~bits({11});
+  EXPECT_EQ(isas_of(without_vnni).front(), Isa::kAvx512);
+  CpuFeatures without_vbmi = everything();
+  without_vbmi.leaf7_ecx &= ~bits({1});
+  EXPECT_EQ(isas_of(without_vbmi).front(), Isa::kAvx512Vnni);
+  CpuFeatures without_bf16 = everything();
+  without_bf16.leaf7_1_eax &= ~bits({5});
+  EXPECT_EQ(isas_of(without_bf16).front(), Isa::kAvx512Vnni);
+}
+
+}  // namespace
+}  // namespace quantal::kernels
+
+#endif

@@ -1,0 +1,66 @@
+#include "kernels/variants.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/activation_codes.h"
+#include "kernels/integer_linear.h"
+#include "kernels/linear.h"
+#include "kernels/weights.h"
+
+namespace quantal::kernels {
+namespace {
+
+WeightSpec weight_of(QTypeId qtype) { return {qtype, 1, 1, 0, FloatType::kF32}; }
+
+TEST(Variants, the_nearest_part_of_an_instruction_set_is_chosen) {
+  const auto chosen = [](Isa isa, std::initializer_list<Variant<const char*>> variants) {
+    return std::string_view(best_variant(isa, variants));
+  };
+  const Variant<const char*> portable{Isa::kPortable, "portable"}, avx2{Isa::kAvx2, "avx2"};
+  const Variant<const char*> avx_vnni{Isa::kAvxVnni, "avx_vnni"}, avx512{Isa::kAvx512, "avx512"};
+  for (const Isa isa : {Isa::kAvx512Bf16, Isa::kAvx512Vnni, Isa::kAvx512}) {
+    EXPECT_EQ(chosen(isa, {avx512, avx_vnni, avx2, portable}), "avx512");
+    EXPECT_EQ(chosen(isa, {avx_vnni, avx2, portable}), "avx2");
+    EXPECT_EQ(chosen(isa, {portable}), "portable");
+  }
+  EXPECT_EQ(chosen(Isa::kAvxVnni, {avx512, avx_vnni, avx2, portable}), "avx_vnni");
+  EXPECT_EQ(chosen(Isa::kAvxVnni, {avx512, avx2, portable}), "avx2");
+  EXPECT_EQ(chosen(Isa::kAvx2, {avx512, avx_vnni, avx2, portable}), "avx2");
+  EXPECT_EQ(chosen(Isa::kPortable, {avx512, avx_vnni, avx2, portable}), "portable");
+}
+
+#if defined(__x86_64__)
+
+// Kernels are only looked up, so that this holds for processors beyond the one it runs on.
+TEST(Variants, no_processor_with_avx2_gets_a_portable_kernel) {
+  for (const Isa isa :
+       {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16}) {
+    for (const QTypeId qtype : kAllTypes) {
+      ASSERT_NE(find_linear(isa, weight_of(qtype)), nullptr);
+      EXPECT_NE(find_linear(isa, weight_of(qtype)), find_linear(Isa::kPortable, weight_of(qtype)));
+    }
+    for (const QTypeId qtype : {QTypeId::kInt2, QTypeId::kInt4, QTypeId::kInt8}) {
+      ASSERT_NE(find_integer_linear(isa, weight_of(qtype)), nullptr);
+      EXPECT_NE(find_integer_linear(isa, weight_of(qtype)),
+                find_integer_linear(Isa::kPortable, weight_of(qtype)));
+    }
+    EXPECT_EQ(find_dequantize_range(isa), find_dequantize_range(Isa::kAvx2));
+    EXPECT_EQ(find_quantize_codes(isa), find_quantize_codes(Isa::kAvx2));
+    EXPECT_EQ(find_dequantize_codes(isa), find_dequantize_codes(Isa::kAvx2));
+  }
+  EXPECT_NE(find_dequantize_range(Isa::kAvx2), find_dequantize_range(Isa::kPortable));
+  EXPECT_NE(find_quantize_codes(Isa::kAvx2), find_quantize_codes(Isa::kPortable));
+  EXPECT_NE(find_dequantize_codes(Isa::kAvx2), find_dequantize_codes(Isa::kPortable));
+}
+
+#endif
+
+TEST(Variants, every_isa_has_a_linear_and_float8_no_integer_one) {
+  for (const Isa isa : supported_isas()) {
+    for (const QTypeId qtype : kAllTypes) EXPECT_NE(find_linear(isa, weight_of(qtype)), nullptr);
+    EXPECT_EQ(find_integer_linear(isa, weight_of(QTypeId::kFloat8E4M3FN)), nullptr);
+  }
+}
+
+}  // namespace
+}  // namespace quantal::kernels
