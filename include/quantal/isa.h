@@ -11,8 +11,11 @@ namespace quantal {
 
 /// What a CPU kernel is compiled for. Free of torch.
 enum class Isa {
-  kPortable,  ///< plain C++, on every processor
-  kAvx2,      ///< x86-64 with AVX2, FMA and F16C
+  kPortable,     ///< plain C++, on every processor
+  kAvx2,         ///< x86-64 with AVX2, FMA and F16C
+  kNeon,         ///< every AArch64
+  kNeonDotprod,  ///< and FEAT_DotProd
+  kNeonI8mm,     ///< and FEAT_I8MM
 };
 
 /// "portable", "avx2", …

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <cmath>
 
+#include "kernels/variants.h"
+
 namespace quantal::kernels {
 namespace {
 
@@ -17,39 +19,43 @@ void in_chunks(std::int64_t count, const ParallelFor& parallel_for,
   });
 }
 
-bool has_avx2(Isa isa) {
+}  // namespace
+
+QuantizeCodes find_quantize_codes(Isa isa) {
+  return best_variant<QuantizeCodes>(isa, {
 #if defined(__x86_64__)
-  return isa != Isa::kPortable;
-#else
-  static_cast<void>(isa);
-  return false;
+                                              {Isa::kAvx2, quantize_codes__avx2},
+#elif defined(__aarch64__)
+                                              {Isa::kNeon, quantize_codes__neon},
 #endif
+                                              {Isa::kPortable, quantize_codes__portable}});
 }
 
-}  // namespace
+DequantizeCodes find_dequantize_codes(Isa isa) {
+  return best_variant<DequantizeCodes>(isa, {
+#if defined(__x86_64__)
+                                                {Isa::kAvx2, dequantize_codes__avx2},
+#elif defined(__aarch64__)
+                                                {Isa::kNeon, dequantize_codes__neon},
+#endif
+                                                {Isa::kPortable, dequantize_codes__portable}});
+}
 
 bool quantize_codes(Isa isa, const void* x, FloatType type, std::int64_t count, float scale,
                     std::int8_t* codes, const ParallelFor& parallel_for) {
+  const QuantizeCodes quantize = find_quantize_codes(isa);
   std::atomic<bool> is_right{true};
   in_chunks(count, parallel_for, [&](std::int64_t begin, std::int64_t end) {
-#if defined(__x86_64__)
-    if (has_avx2(isa)) {
-      if (!quantize_codes__avx2(x, type, begin, end, scale, codes)) is_right = false;
-      return;
-    }
-#endif
-    if (!quantize_codes__portable(x, type, begin, end, scale, codes)) is_right = false;
+    if (!quantize(x, type, begin, end, scale, codes)) is_right = false;
   });
   return is_right;
 }
 
 void dequantize_codes(Isa isa, const std::int8_t* codes, std::int64_t count, float scale,
                       FloatType type, void* y, const ParallelFor& parallel_for) {
+  const DequantizeCodes dequantize = find_dequantize_codes(isa);
   in_chunks(count, parallel_for, [&](std::int64_t begin, std::int64_t end) {
-#if defined(__x86_64__)
-    if (has_avx2(isa)) return dequantize_codes__avx2(codes, begin, end, scale, type, y);
-#endif
-    dequantize_codes__portable(codes, begin, end, scale, type, y);
+    dequantize(codes, begin, end, scale, type, y);
   });
 }
 

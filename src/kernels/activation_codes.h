@@ -20,14 +20,25 @@ QUANTAL_API void dequantize_codes(Isa isa, const std::int8_t* codes, std::int64_
                                   float scale, FloatType type, void* y,
                                   const ParallelFor& parallel_for = serial_for);
 
-// Elements [begin, end), per instruction set.
+/// The same for elements [begin, end), per instruction set.
+using QuantizeCodes = bool (*)(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
+                               float scale, std::int8_t* codes);
+using DequantizeCodes = void (*)(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
+                                 float scale, FloatType type, void* y);
+QUANTAL_API QuantizeCodes find_quantize_codes(Isa isa);
+QUANTAL_API DequantizeCodes find_dequantize_codes(Isa isa);
+
 bool quantize_codes__portable(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
                               float scale, std::int8_t* codes);
 bool quantize_codes__avx2(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
                           float scale, std::int8_t* codes);
+bool quantize_codes__neon(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
+                          float scale, std::int8_t* codes);
 void dequantize_codes__portable(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
                                 float scale, FloatType type, void* y);
 void dequantize_codes__avx2(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
+                            float scale, FloatType type, void* y);
+void dequantize_codes__neon(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
                             float scale, FloatType type, void* y);
 
 }  // namespace quantal::kernels

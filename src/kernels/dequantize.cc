@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/linear.h"
+#include "kernels/variants.h"
 
 namespace quantal::kernels {
 namespace {
@@ -94,19 +95,32 @@ void dequantize_rows(const PackedLayout& layout, const std::byte* weight,
   decode(layout, weight, count, [&](std::int64_t i) { return indices[i]; }, type, y, parallel_for);
 }
 
+DequantizeRange find_dequantize_range(Isa isa) {
+  return best_variant<DequantizeRange>(isa, {
+#if defined(__x86_64__)
+                                                {Isa::kAvx2, dequantize_range__avx2},
+#elif defined(__aarch64__)
+                                                {Isa::kNeon, dequantize_range__neon},
+#endif
+                                                {Isa::kPortable, dequantize_range__portable}});
+}
+
 void dequantize_range(Isa isa, const PackedLayout& layout, const std::byte* weight,
                       std::int64_t begin, std::int64_t count, FloatType type, void* y,
                       const ParallelFor& parallel_for) {
-#if defined(__x86_64__)
-  if (isa != Isa::kPortable) {
-    parallel_for(count, [&](std::int64_t from, std::int64_t to) {
-      dequantize_range__avx2(layout, weight, begin, begin + from, begin + to, type, y);
-    });
-    return;
-  }
-#endif
-  static_cast<void>(isa);
-  decode(layout, weight, count, [&](std::int64_t i) { return begin + i; }, type, y, parallel_for);
+  const DequantizeRange dequantize = find_dequantize_range(isa);
+  parallel_for(count, [&](std::int64_t from, std::int64_t to) {
+    dequantize(layout, weight, begin, begin + from, begin + to, type, y);
+  });
+}
+
+void dequantize_range__portable(const PackedLayout& layout, const std::byte* weight,
+                                std::int64_t first_row, std::int64_t begin, std::int64_t end,
+                                FloatType type, void* y) {
+  std::byte* to =
+      static_cast<std::byte*>(y) + (begin - first_row) * layout.spec().columns * size_of(type);
+  decode(
+      layout, weight, end - begin, [&](std::int64_t i) { return begin + i; }, type, to, serial_for);
 }
 
 void dequantize_part(const PackedLayout& layout, const std::byte* weight, std::int64_t row,

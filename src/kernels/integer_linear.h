@@ -28,5 +28,8 @@ QUANTAL_API IntegerLinearKernel find_integer_linear(Isa isa, const WeightSpec& s
 
 void integer_linear__portable(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
 void integer_linear__avx2(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
+void integer_linear__neon(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
+void integer_linear__neon_dotprod(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
+void integer_linear__neon_i8mm(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
 
 }  // namespace quantal::kernels

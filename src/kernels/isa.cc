@@ -7,6 +7,8 @@
 #include <cpuid.h>
 #endif
 
+#include "kernels/cpu/neon/detect.h"
+
 namespace quantal {
 namespace {
 
@@ -14,7 +16,11 @@ struct Row {
   Isa isa;
   const char* name;
 };
-constexpr Row kIsas[] = {{Isa::kAvx2, "avx2"}, {Isa::kPortable, "portable"}};
+constexpr Row kIsas[] = {{Isa::kAvx2, "avx2"},
+                         {Isa::kNeonI8mm, "neon_i8mm"},
+                         {Isa::kNeonDotprod, "neon_dotprod"},
+                         {Isa::kNeon, "neon"},
+                         {Isa::kPortable, "portable"}};
 
 #if defined(__x86_64__)
 
@@ -60,7 +66,7 @@ std::string_view isa_name(Isa isa) {
 
 const std::vector<Isa>& supported_isas() {
   static const std::vector<Isa> isas = [] {
-    std::vector<Isa> found;
+    std::vector<Isa> found = kernels::detect_neon();
     if (runs_avx2()) found.push_back(Isa::kAvx2);
     found.push_back(Isa::kPortable);
     return found;

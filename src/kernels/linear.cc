@@ -1,18 +1,17 @@
 #include "kernels/linear.h"
 
+#include "kernels/variants.h"
+
 namespace quantal::kernels {
+
 LinearKernel find_linear(Isa isa, const WeightSpec&) {
-  switch (isa) {
-    case Isa::kAvx2:
+  return best_variant<LinearKernel>(isa, {
 #if defined(__x86_64__)
-      return linear__avx2;
-#else
-      return nullptr;
+                                             {Isa::kAvx2, linear__avx2},
+#elif defined(__aarch64__)
+                                             {Isa::kNeon, linear__neon},
 #endif
-    case Isa::kPortable:
-      return linear__portable;
-  }
-  return nullptr;
+                                             {Isa::kPortable, linear__portable}});
 }
 
 GroupScales load_scales(const PackedLayout& layout, const std::byte* tile, std::int64_t group) {

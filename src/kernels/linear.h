@@ -44,13 +44,25 @@ void dequantize_part(const PackedLayout& layout, const std::byte* weight, std::i
                      std::int64_t group, std::int64_t first, FloatType type, void* y,
                      std::int64_t index);
 
-/// Rows [begin, end) where row `first_row` is the first at y.
+/// The same for rows [begin, end) where row `first_row` is the first at y, per instruction set.
+using DequantizeRange = void (*)(const PackedLayout& layout, const std::byte* weight,
+                                 std::int64_t first_row, std::int64_t begin, std::int64_t end,
+                                 FloatType type, void* y);
+QUANTAL_API DequantizeRange find_dequantize_range(Isa isa);
+
+void dequantize_range__portable(const PackedLayout& layout, const std::byte* weight,
+                                std::int64_t first_row, std::int64_t begin, std::int64_t end,
+                                FloatType type, void* y);
 void dequantize_range__avx2(const PackedLayout& layout, const std::byte* weight,
+                            std::int64_t first_row, std::int64_t begin, std::int64_t end,
+                            FloatType type, void* y);
+void dequantize_range__neon(const PackedLayout& layout, const std::byte* weight,
                             std::int64_t first_row, std::int64_t begin, std::int64_t end,
                             FloatType type, void* y);
 
 void linear__portable(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx2(const LinearArgs& args, const ParallelFor& parallel_for);
+void linear__neon(const LinearArgs& args, const ParallelFor& parallel_for);
 
 /// Scales and shifts of one group of a tile, as fp32.
 struct GroupScales {

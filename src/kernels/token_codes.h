@@ -68,5 +68,7 @@ void quantize_tokens__portable(const PackedLayout& layout, const TokenSource& so
                                std::int64_t begin, std::int64_t end, const TokenCodes& out);
 void quantize_tokens__avx2(const PackedLayout& layout, const TokenSource& source,
                            std::int64_t begin, std::int64_t end, const TokenCodes& out);
+void quantize_tokens__neon(const PackedLayout& layout, const TokenSource& source,
+                           std::int64_t begin, std::int64_t end, const TokenCodes& out);
 
 }  // namespace quantal::kernels
