@@ -1,7 +1,7 @@
 # Every verb of the project. What is missing on the machine, scripts/setup.sh installs first.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build test demo format format-check lint asan tsan bench clean
+.PHONY: help setup build test aarch64 demo format format-check lint asan tsan bench clean
 
 VENV := .venv/bin
 RELEASE := build/release
@@ -23,6 +23,9 @@ build: setup $(RELEASE)/build.ninja ## Build everything, optimised, in build/rel
 
 test: build ## Build and run every test: ctest, then pytest
 	@scripts/test.sh
+
+aarch64: setup ## Build and run the kernels' tests for AArch64, on emulated processors
+	@scripts/aarch64.sh
 
 # passive: where other programs have the cores, threads that spin take three times as long.
 demo: setup $(RELEASE)/build.ninja ## Train, quantize and save a small network on Fashion-MNIST

@@ -11,12 +11,15 @@ namespace quantal {
 
 /// What a CPU kernel is compiled for. Free of torch.
 enum class Isa {
-  kPortable,    ///< plain C++, on every processor
-  kAvx2,        ///< x86-64 with AVX2, FMA and F16C
-  kAvxVnni,     ///< and AVX-VNNI
-  kAvx512,      ///< AVX2 and AVX-512 F, BW, DQ and VL
-  kAvx512Vnni,  ///< and AVX-512 VNNI
-  kAvx512Bf16,  ///< and AVX-512 BF16 and VBMI
+  kPortable,     ///< plain C++, on every processor
+  kAvx2,         ///< x86-64 with AVX2, FMA and F16C
+  kAvxVnni,      ///< and AVX-VNNI
+  kAvx512,       ///< AVX2 and AVX-512 F, BW, DQ and VL
+  kAvx512Vnni,   ///< and AVX-512 VNNI
+  kAvx512Bf16,   ///< and AVX-512 BF16 and VBMI
+  kNeon,         ///< every AArch64
+  kNeonDotprod,  ///< and FEAT_DotProd
+  kNeonI8mm,     ///< and FEAT_I8MM
 };
 
 /// "portable", "avx2", …

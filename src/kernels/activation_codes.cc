@@ -25,6 +25,8 @@ QuantizeCodes find_quantize_codes(Isa isa) {
   return best_variant<QuantizeCodes>(isa, {
 #if defined(__x86_64__)
                                               {Isa::kAvx2, quantize_codes__avx2},
+#elif defined(__aarch64__)
+                                              {Isa::kNeon, quantize_codes__neon},
 #endif
                                               {Isa::kPortable, quantize_codes__portable}});
 }
@@ -33,6 +35,8 @@ DequantizeCodes find_dequantize_codes(Isa isa) {
   return best_variant<DequantizeCodes>(isa, {
 #if defined(__x86_64__)
                                                 {Isa::kAvx2, dequantize_codes__avx2},
+#elif defined(__aarch64__)
+                                                {Isa::kNeon, dequantize_codes__neon},
 #endif
                                                 {Isa::kPortable, dequantize_codes__portable}});
 }

@@ -32,9 +32,13 @@ bool quantize_codes__portable(const void* x, FloatType type, std::int64_t begin,
                               float scale, std::int8_t* codes);
 bool quantize_codes__avx2(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
                           float scale, std::int8_t* codes);
+bool quantize_codes__neon(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
+                          float scale, std::int8_t* codes);
 void dequantize_codes__portable(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
                                 float scale, FloatType type, void* y);
 void dequantize_codes__avx2(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
+                            float scale, FloatType type, void* y);
+void dequantize_codes__neon(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
                             float scale, FloatType type, void* y);
 
 }  // namespace quantal::kernels

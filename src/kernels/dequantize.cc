@@ -99,6 +99,8 @@ DequantizeRange find_dequantize_range(Isa isa) {
   return best_variant<DequantizeRange>(isa, {
 #if defined(__x86_64__)
                                                 {Isa::kAvx2, dequantize_range__avx2},
+#elif defined(__aarch64__)
+                                                {Isa::kNeon, dequantize_range__neon},
 #endif
                                                 {Isa::kPortable, dequantize_range__portable}});
 }

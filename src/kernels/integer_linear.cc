@@ -14,6 +14,11 @@ IntegerLinearKernel find_integer_linear(Isa isa, const WeightSpec& spec) {
                                                     {Isa::kAvx512, integer_linear__avx512},
                                                     {Isa::kAvxVnni, integer_linear__avx_vnni},
                                                     {Isa::kAvx2, integer_linear__avx2},
+#elif defined(__aarch64__)
+                                                    {Isa::kNeonI8mm, integer_linear__neon_i8mm},
+                                                    {Isa::kNeonDotprod,
+                                                     integer_linear__neon_dotprod},
+                                                    {Isa::kNeon, integer_linear__neon},
 #endif
                                                     {Isa::kPortable, integer_linear__portable}});
 }

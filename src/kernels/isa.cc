@@ -16,6 +16,9 @@ constexpr Row kIsas[] = {{Isa::kAvx512Bf16, "avx512_bf16"},
                          {Isa::kAvx512, "avx512"},
                          {Isa::kAvxVnni, "avx_vnni"},
                          {Isa::kAvx2, "avx2"},
+                         {Isa::kNeonI8mm, "neon_i8mm"},
+                         {Isa::kNeonDotprod, "neon_dotprod"},
+                         {Isa::kNeon, "neon"},
                          {Isa::kPortable, "portable"}};
 
 std::string listed(const std::vector<Isa>& isas) {

@@ -10,6 +10,8 @@ LinearKernel find_linear(Isa isa, const WeightSpec&) {
                                              {Isa::kAvx512Bf16, linear__avx512_bf16},
                                              {Isa::kAvx512, linear__avx512},
                                              {Isa::kAvx2, linear__avx2},
+#elif defined(__aarch64__)
+                                             {Isa::kNeon, linear__neon},
 #endif
                                              {Isa::kPortable, linear__portable}});
 }

@@ -56,11 +56,15 @@ void dequantize_range__portable(const PackedLayout& layout, const std::byte* wei
 void dequantize_range__avx2(const PackedLayout& layout, const std::byte* weight,
                             std::int64_t first_row, std::int64_t begin, std::int64_t end,
                             FloatType type, void* y);
+void dequantize_range__neon(const PackedLayout& layout, const std::byte* weight,
+                            std::int64_t first_row, std::int64_t begin, std::int64_t end,
+                            FloatType type, void* y);
 
 void linear__portable(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx2(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx512(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx512_bf16(const LinearArgs& args, const ParallelFor& parallel_for);
+void linear__neon(const LinearArgs& args, const ParallelFor& parallel_for);
 
 /// Scales and shifts of one group of a tile, as fp32.
 struct GroupScales {

@@ -74,5 +74,7 @@ void quantize_tokens__avx2(const PackedLayout& layout, const TokenSource& source
                            std::int64_t begin, std::int64_t end, const TokenCodes& out);
 void quantize_tokens__avx512(const PackedLayout& layout, const TokenSource& source,
                              std::int64_t begin, std::int64_t end, const TokenCodes& out);
+void quantize_tokens__neon(const PackedLayout& layout, const TokenSource& source,
+                           std::int64_t begin, std::int64_t end, const TokenCodes& out);
 
 }  // namespace quantal::kernels

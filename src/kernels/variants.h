@@ -23,7 +23,12 @@ constexpr Isa next_best(Isa isa) {
     case Isa::kAvx512:
     case Isa::kAvxVnni:
       return Isa::kAvx2;
+    case Isa::kNeonI8mm:
+      return Isa::kNeonDotprod;
+    case Isa::kNeonDotprod:
+      return Isa::kNeon;
     case Isa::kAvx2:
+    case Isa::kNeon:
     case Isa::kPortable:
       return Isa::kPortable;
   }

@@ -1,5 +1,9 @@
 #include <quantal/isa.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <sstream>
+
 #include <gmock/gmock.h>
 
 namespace quantal {
@@ -24,6 +28,36 @@ TEST(Isa, the_best_is_first) {
   for (std::size_t i = 1; i < supported_isas().size(); ++i) {
     EXPECT_GT(supported_isas()[i - 1], supported_isas()[i]);
   }
+}
+
+TEST(Isa, one_of_another_processor_is_an_error) {
+  for (const char* name : {"avx2", "neon", "neon_dotprod", "neon_i8mm"}) {
+    const bool is_supported =
+        std::ranges::any_of(supported_isas(), [&](Isa isa) { return isa_name(isa) == name; });
+    const auto choice = choose_isa(name);
+    ASSERT_EQ(choice.ok(), is_supported) << name;
+    if (is_supported) continue;
+    EXPECT_EQ(choice.status().code(), Errc::kInvalidArgument);
+    EXPECT_THAT(choice.status().message(), HasSubstr("cannot run"));
+  }
+}
+
+TEST(Isa, those_of_x86_and_arm_are_never_listed_together) {
+#if defined(__aarch64__)
+  EXPECT_FALSE(choose_isa("avx2").ok());
+  EXPECT_TRUE(choose_isa("neon").ok());
+#else
+  EXPECT_FALSE(choose_isa("neon").ok());
+#endif
+}
+
+// scripts/aarch64.sh emulates processors of which it knows what they have.
+TEST(Isa, those_of_an_emulated_processor_are_found) {
+  const char* wanted = std::getenv("QUANTAL_TEST_ISAS");
+  if (wanted == nullptr) GTEST_SKIP() << "QUANTAL_TEST_ISAS says nothing";
+  std::ostringstream found;
+  for (const Isa isa : supported_isas()) found << (found.tellp() > 0 ? " " : "") << isa_name(isa);
+  EXPECT_EQ(found.str(), wanted);
 }
 
 TEST(Isa, an_unknown_name_is_an_error_that_lists_the_known_ones) {

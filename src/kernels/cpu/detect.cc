@@ -1,5 +1,7 @@
 #include "kernels/cpu/detect.h"
 
+#include "kernels/cpu/neon/detect.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -68,7 +70,11 @@ std::vector<Isa> detect_isas() { return isas_of(read_features()); }
 
 #else
 
-std::vector<Isa> detect_isas() { return {Isa::kPortable}; }
+std::vector<Isa> detect_isas() {
+  std::vector<Isa> found = detect_neon();
+  found.push_back(Isa::kPortable);
+  return found;
+}
 
 #endif
 
