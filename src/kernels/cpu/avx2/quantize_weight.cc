@@ -21,6 +21,9 @@ constexpr std::int64_t kStep = 32;  ///< codes in a register
 constexpr std::int64_t kBlockRows = 8;
 // What one block reads should stay in the second-level cache until its codes are made.
 constexpr std::int64_t kBlockElements = 1 << 15;
+// With a larger scale a subnormal number changes no code: it vanishes in the sum with the shift, or
+// both are below half a step.
+constexpr float kNoSubnormals = 0x1p-100F;
 
 constexpr int bits_of(QTypeId qtype) {
   return qtype == QTypeId::kInt2 ? 2 : qtype == QTypeId::kInt4 ? 4 : 8;
@@ -54,41 +57,75 @@ inline void load_padded(const QuantizeArgs& args, std::int64_t index, std::int64
   }
 }
 
-// What is read of a code row to choose its scale: extremes, or for symmetric types the largest
-// size as `high`; and whether a NaN was among them.
+// The extremes of a code row; for symmetric types 0 and the largest size. A NaN makes one of them
+// no finite number.
 struct Extremes {
-  __m256 low, high, nans;
+  float low, high;
 };
 
-inline void widen(Extremes& seen, __m256 value) {
-  seen.low = _mm256_min_ps(seen.low, value);
-  seen.high = _mm256_max_ps(seen.high, value);
-}
-
-template <FloatType type, bool affine>
-inline Extremes extremes_of(const void* weight, std::int64_t first, std::int64_t count) {
+// fp32: as numbers, with an eye on NaNs, which do not compare.
+template <bool affine>
+inline Extremes extremes_f32(const float* values, std::int64_t count) {
   const __m256 sign = _mm256_set1_ps(-0.0F);
   const auto load = [&](std::int64_t i) {
-    const __m256 value = load_rows(weight, first + i, type);
+    const __m256 value = _mm256_loadu_ps(values + i);
     return affine ? value : _mm256_andnot_ps(sign, value);
   };
-  const __m256 start = load(0);
-  Extremes even{start, start, _mm256_cmp_ps(start, start, _CMP_UNORD_Q)}, odd = even;
-  std::int64_t i = kHalfRows;
+  __m256 low[2], high[2], nans = _mm256_setzero_ps();
+  low[0] = low[1] = high[0] = high[1] = load(0);
+  const auto see = [&](int chain, __m256 value) {
+    if (affine) low[chain] = _mm256_min_ps(low[chain], value);
+    high[chain] = _mm256_max_ps(high[chain], value);
+  };
+  std::int64_t i = 0;
   for (; i + 2 * kHalfRows <= count; i += 2 * kHalfRows) {
     const __m256 a = load(i), b = load(i + kHalfRows);
-    widen(even, a);
-    widen(odd, b);
-    even.nans = _mm256_or_ps(even.nans, _mm256_cmp_ps(a, b, _CMP_UNORD_Q));
+    see(0, a);
+    see(1, b);
+    nans = _mm256_or_ps(nans, _mm256_cmp_ps(a, b, _CMP_UNORD_Q));
   }
   // The last registers may overlap: an extreme may be seen twice.
   for (; i < count; i += kHalfRows) {
     const __m256 value = load(i + kHalfRows <= count ? i : count - kHalfRows);
-    widen(odd, value);
-    odd.nans = _mm256_or_ps(odd.nans, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    see(0, value);
+    nans = _mm256_or_ps(nans, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
   }
-  return {_mm256_min_ps(even.low, odd.low), _mm256_max_ps(even.high, odd.high),
-          _mm256_or_ps(even.nans, odd.nans)};
+  const float none = std::numeric_limits<float>::quiet_NaN();
+  if (_mm256_movemask_ps(nans) != 0) return {none, none};
+  return {affine ? least_of(_mm256_min_ps(low[0], low[1])) : 0.0F,
+          largest_of(_mm256_max_ps(high[0], high[1]))};
+}
+
+// 16-bit numbers: by their bits, which order as the numbers do once those of negative ones are
+// flipped. NaNs lie beyond the infinities.
+template <bool affine>
+inline Extremes extremes_16(const std::uint16_t* values, std::int64_t count, FloatType type) {
+  constexpr std::int64_t kWords = 16;
+  const __m256i magnitude = _mm256_set1_epi16(0x7FFF);
+  const auto load = [&](std::int64_t i) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i));
+    if (!affine) return _mm256_and_si256(bits, magnitude);
+    return _mm256_xor_si256(bits, _mm256_srli_epi16(_mm256_srai_epi16(bits, 15), 1));
+  };
+  __m256i low = load(0), high = low;
+  for (std::int64_t i = kWords; i < count; i += kWords) {
+    const __m256i keys = load(i + kWords <= count ? i : count - kWords);
+    if (affine) low = _mm256_min_epi16(low, keys);
+    high = _mm256_max_epi16(high, keys);
+  }
+  // The least of unsigned words has an instruction: of keys + 2^15, and of 2^15 - 1 - keys.
+  const __m128i lows = _mm_min_epi16(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  const __m128i highs =
+      _mm_max_epi16(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  const __m128i least = _mm_minpos_epu16(_mm_xor_si128(lows, _mm_set1_epi16(-0x8000)));
+  const __m128i most = _mm_minpos_epu16(_mm_xor_si128(highs, _mm_set1_epi16(0x7FFF)));
+  const auto value = [&](int key) {
+    const int bits = (key & 0x8000) != 0 && affine ? key ^ 0x7FFF : key;
+    if (type == FloatType::kF16) return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits << 16)));
+  };
+  return {affine ? value((_mm_cvtsi128_si32(least) ^ 0x8000) & 0xFFFF) : 0.0F,
+          value((_mm_cvtsi128_si32(most) ^ 0x7FFF) & 0xFFFF)};
 }
 
 // Chooses the scales and shifts of eight code rows at a time, and remembers what it saw.
@@ -104,20 +141,15 @@ class Chooser {
     alignas(32) float shift[kHalfRows];
   };
 
-  void saw_nans(__m256 nans) { nans_ = _mm256_or_ps(nans_, nans); }
-
   /// Code rows [code_row, code_row + count), whose extremes are in `lanes` (the others 0): their
   /// scale and shift, as stored at the args' `out`.
   template <bool affine>
   void choose(std::int64_t code_row, std::int64_t count, Lanes& lanes);
 
-  bool is_vain() const {
-    return _mm256_movemask_ps(nans_) != 0 || _mm256_movemask_ps(right_) != 0xFF ||
-           _mm256_movemask_ps(exact_) != 0xFF;
-  }
+  bool is_vain() const { return _mm256_movemask_ps(_mm256_and_ps(right_, exact_)) != 0xFF; }
 
   GroupsSeen seen() const {
-    return {.is_finite = _mm256_movemask_ps(nans_) == 0 && _mm256_movemask_ps(right_) == 0xFF,
+    return {.is_finite = _mm256_movemask_ps(right_) == 0xFF,
             .is_exact_enough = _mm256_movemask_ps(exact_) == 0xFF,
             .largest_scale = largest_of(largest_scale_),
             .largest_shift = largest_of(largest_shift_)};
@@ -140,7 +172,6 @@ class Chooser {
 
   const QuantizeArgs& args_;
   ScaleBounds bounds_;
-  __m256 nans_ = _mm256_setzero_ps();
   __m256 right_ = all_ones();
   __m256 exact_ = all_ones();
   __m256 largest_scale_ = _mm256_setzero_ps();
@@ -250,13 +281,12 @@ inline __m256i encode8(__m256 value, __m256 scale, __m256 shift) {
 }
 
 // The codes of elements [index, index + 32), a byte each.
-template <FloatType type, QTypeId qtype>
+template <FloatType type, QTypeId qtype, bool subnormals>
 inline __m256i encode32(const void* weight, std::int64_t index, __m256 scale, __m256 shift) {
   __m256i words[4];
   QUANTAL_UNROLL for (int i = 0; i < 4; ++i) {
     const __m256 value = load_rows(weight, index + i * kHalfRows, type);
-    // fp16's subnormal numbers are normal ones of fp32.
-    words[i] = encode8<qtype, type != FloatType::kF16>(value, scale, shift);
+    words[i] = encode8<qtype, subnormals>(value, scale, shift);
   }
   const __m256i first = _mm256_packs_epi32(words[0], words[1]);
   const __m256i second = _mm256_packs_epi32(words[2], words[3]);
@@ -270,6 +300,7 @@ template <FloatType type, QTypeId qtype>
 class RowQuantizer {
  public:
   static constexpr int kSections = 8 / bits_of(qtype);
+  static constexpr std::int64_t kLeast = type == FloatType::kF32 ? 8 : 16;  ///< a register's
 
   RowQuantizer(const QuantizeArgs& args, const CanonicalCodes& codes)
       : args_(args), codes_(codes), chooser_(args) {}
@@ -277,6 +308,7 @@ class RowQuantizer {
   GroupsSeen run(std::int64_t begin, std::int64_t end) {
     const std::int64_t most = kBlockElements / (codes_.width() * kSections);
     const std::int64_t step = most < 1 ? 1 : most > kBlockRows ? kBlockRows : most;
+    ahead_ = step * codes_.width();
     for (std::int64_t row = begin; row < end && !chooser_.is_vain(); row += step) {
       const std::int64_t count = row + step <= end ? step : end - row;
       for (int s = 0; s < kSections; ++s) choose(s, row + s * codes_.packed_rows(), count);
@@ -293,22 +325,27 @@ class RowQuantizer {
     if (count <= 0) return;
     Chooser::Lanes& lanes = lanes_[section];
     for (std::int64_t r = 0; r < kHalfRows; ++r) {
-      const Extremes seen = r < count ? extremes(code_row + r) : Extremes{};
-      lanes.low[r] = r < count ? least_of(seen.low) : 0;
-      lanes.high[r] = r < count ? largest_of(seen.high) : 0;
-      if (r < count) chooser_.saw_nans(seen.nans);
+      const Extremes seen = r < count ? extremes(code_row + r) : Extremes{0, 0};
+      lanes.low[r] = seen.low;
+      lanes.high[r] = seen.high;
     }
     chooser_.choose<is_affine(qtype)>(code_row, count, lanes);
   }
 
   Extremes extremes(std::int64_t code_row) const {
+    constexpr bool kAffine = is_affine(qtype);
     const std::int64_t first = codes_.element(code_row), count = codes_.columns(code_row);
-    if (count >= kHalfRows) {
-      return extremes_of<type, is_affine(qtype)>(args_.weight, first, count);
+    if (count < kLeast) {
+      float values[kLeast];
+      load_padded(args_, first, count, kLeast, values);
+      return extremes_f32<kAffine>(values, kLeast);
     }
-    float values[kHalfRows];
-    load_padded(args_, first, count, kHalfRows, values);
-    return extremes_of<FloatType::kF32, is_affine(qtype)>(values, 0, kHalfRows);
+    if constexpr (type == FloatType::kF32) {
+      return extremes_f32<kAffine>(static_cast<const float*>(args_.weight) + first, count);
+    } else {
+      return extremes_16<kAffine>(static_cast<const std::uint16_t*>(args_.weight) + first, count,
+                                  type);
+    }
   }
 
   // Byte row `row`, number `r` of its block.
@@ -316,6 +353,7 @@ class RowQuantizer {
     __m256 scale[kSections], shift[kSections];
     std::int64_t first[kSections];
     std::int64_t whole = codes_.width();  // columns that every section has
+    bool is_plain = true;
     int there = 0;
     for (int s = 0; s < kSections; ++s) {
       const std::int64_t code_row = row + s * codes_.packed_rows();
@@ -325,14 +363,18 @@ class RowQuantizer {
       if (columns < whole) whole = columns;
       scale[s] = _mm256_set1_ps(lanes_[s].scale[r]);
       shift[s] = _mm256_set1_ps(lanes_[s].shift[r]);
+      is_plain = is_plain && (!is_affine(qtype) || lanes_[s].scale[r] >= kNoSubnormals);
       there = s + 1;
     }
+    if (there < kSections || !is_plain) whole = 0;
     std::uint8_t* bytes = args_.out.data + row * codes_.width();
     std::int64_t c = 0;
-    for (; there == kSections && c + kStep <= whole; c += kStep) {
+    for (; c + kStep <= whole; c += kStep) {
       __m256i sum = _mm256_setzero_si256();
       QUANTAL_UNROLL for (int s = 0; s < kSections; ++s) {
-        const __m256i codes = encode32<type, qtype>(args_.weight, first[s] + c, scale[s], shift[s]);
+        const __m256i codes =
+            encode32<type, qtype, false>(args_.weight, first[s] + c, scale[s], shift[s]);
+        prefetch(first[s] + c + ahead_);
         sum = _mm256_or_si256(sum, _mm256_slli_epi16(codes, s * bits_of(qtype) % 8));
       }
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + c), sum);
@@ -345,7 +387,7 @@ class RowQuantizer {
         // Padding repeats the last element of a short group.
         const std::int64_t from = c < columns ? c : columns - 1;
         load_padded(args_, first[s] + from, columns - from, kStep, values);
-        const __m256i codes = encode32<FloatType::kF32, qtype>(values, 0, scale[s], shift[s]);
+        const __m256i codes = encode32<FloatType::kF32, qtype, true>(values, 0, scale[s], shift[s]);
         sum = _mm256_or_si256(sum, _mm256_sll_epi16(codes, _mm_cvtsi32_si128(s * bits_of(qtype))));
       }
       alignas(32) std::uint8_t last[kStep];
@@ -355,8 +397,16 @@ class RowQuantizer {
     }
   }
 
+  // The lines of 32 elements of the next block, while this one is computed. A hint never faults.
+  void prefetch(std::int64_t index) const {
+    const auto* from = static_cast<const char*>(args_.weight) + index * size_of(type);
+    _mm_prefetch(from, _MM_HINT_T0);
+    if (type == FloatType::kF32) _mm_prefetch(from + 64, _MM_HINT_T0);
+  }
+
   const QuantizeArgs& args_;
   const CanonicalCodes& codes_;
+  std::int64_t ahead_ = 0;  ///< elements from one block to the next
   Chooser chooser_;
   Chooser::Lanes lanes_[kSections];
 };
