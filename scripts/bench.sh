@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every benchmark of the release build: its own programs, then the linear layer beside other
-# libraries; --quick only sees that all of it runs. JSON, tables and plots go to build/bench-results.
+# libraries. JSON, tables and plots go to build/bench-results. --quick only sees that all of it runs.
 # usage: scripts/bench.sh [arguments of benchmarks/linear.py]
 set -euo pipefail
 cd "$(dirname "$0")/.."
