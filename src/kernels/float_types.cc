@@ -53,6 +53,27 @@ float e4m3_value(std::uint8_t code, float factor) {
   return f16_value(static_cast<std::uint16_t>(half)) * factor;
 }
 
+// The code of a number in range, for so many bits of mantissa and such a bias; sign apart.
+template <int mantissa, int bias>
+std::uint32_t float8_code(std::uint32_t magnitude) {
+  constexpr std::uint32_t kDropped = 23 - mantissa;
+  constexpr std::uint32_t kSmallestNormal = static_cast<std::uint32_t>(127 + 1 - bias) << 23;
+  if (magnitude < kSmallestNormal) {
+    // In this sum the last bit counts the steps between subnormal codes.
+    constexpr std::uint32_t kSum = static_cast<std::uint32_t>(127 + 1 - bias + kDropped) << 23;
+    return to_bits(from_bits(magnitude) + from_bits(kSum)) - kSum;
+  }
+  const std::uint32_t half = (1U << (kDropped - 1)) - 1 + (magnitude >> kDropped & 1);
+  return ((magnitude + half) >> kDropped) - (static_cast<std::uint32_t>(127 - bias) << mantissa);
+}
+
+template <int mantissa, int bias>
+std::uint8_t signed_float8_code(float value) {
+  const std::uint32_t bits = to_bits(value);
+  return static_cast<std::uint8_t>(float8_code<mantissa, bias>(bits & 0x7FFFFFFF) |
+                                   (bits >> 24 & 0x80));
+}
+
 }  // namespace
 
 float load_float(const void* data, std::int64_t index, FloatType type) {
@@ -94,5 +115,14 @@ float e4m3fnuz_value(std::uint8_t code) {
 }
 
 float e5m2_value(std::uint8_t code) { return f16_value(static_cast<std::uint16_t>(code << 8)); }
+
+std::uint8_t e4m3fn_code(float value) { return signed_float8_code<3, 7>(value); }
+
+std::uint8_t e4m3fnuz_code(float value) {
+  const std::uint8_t code = signed_float8_code<3, 8>(value);
+  return code == 0x80 ? 0 : code;  // that would be NaN
+}
+
+std::uint8_t e5m2_code(float value) { return signed_float8_code<2, 15>(value); }
 
 }  // namespace quantal::kernels

@@ -26,4 +26,10 @@ QUANTAL_API float e4m3fn_value(std::uint8_t code);
 QUANTAL_API float e4m3fnuz_value(std::uint8_t code);
 QUANTAL_API float e5m2_value(std::uint8_t code);
 
+/// The nearest float8 code, halves to the even one. Precondition: |value| is at most the
+/// largest number: 448, 240, 57344.
+QUANTAL_API std::uint8_t e4m3fn_code(float value);
+QUANTAL_API std::uint8_t e4m3fnuz_code(float value);
+QUANTAL_API std::uint8_t e5m2_code(float value);
+
 }  // namespace quantal::kernels

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/canonical_codes.h"
+
 namespace quantal::kernels {
 namespace {
 
@@ -12,37 +14,6 @@ constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 int bits_of(QTypeId qtype) { return qtype == QTypeId::kInt2 ? 2 : qtype == QTypeId::kInt4 ? 4 : 8; }
-
-// Codes of the canonical form: (rows · groups, group size), or (rows, columns) for whole rows.
-// Narrow codes are split along the first dimension, several a byte.
-class CanonicalCodes {
- public:
-  CanonicalCodes(const PackedLayout& layout)
-      : bits_(static_cast<int>(32 / layout.depth())),
-        width_(layout.spec().group_size > 0 ? layout.spec().group_size : layout.spec().columns),
-        groups_(layout.groups()),
-        packed_rows_(ceil_div(layout.spec().rows * groups_, 8 / bits_)) {}
-
-  std::int64_t width() const { return width_; }
-  std::int64_t size() const { return packed_rows_ * width_; }
-  /// Where the codes of a row's group are: the first byte, and the bit in each.
-  std::int64_t byte(std::int64_t row, std::int64_t group) const {
-    return code_row(row, group) % packed_rows_ * width_;
-  }
-  int shift(std::int64_t row, std::int64_t group) const {
-    return bits_ * static_cast<int>(code_row(row, group) / packed_rows_);
-  }
-
- private:
-  std::int64_t code_row(std::int64_t row, std::int64_t group) const {
-    return row * groups_ + group;
-  }
-
-  int bits_;
-  std::int64_t width_;
-  std::int64_t groups_;
-  std::int64_t packed_rows_;
-};
 
 // int8 is stored as code + 128: what unsigned-by-signed dot products take.
 std::uint32_t flip_of(const WeightSpec& spec) {
@@ -119,8 +90,8 @@ std::int64_t pack_whole_lines(Isa isa, const PackedLayout& layout, const TileRow
 void unpack_group(const PackedLayout& layout, const CanonicalCodes& codes,
                   const MutableCanonicalWeight& weight, std::int64_t row, std::int64_t group,
                   const std::byte* in) {
-  std::uint8_t* to = weight.data + codes.byte(row, group);
-  const int shift = codes.shift(row, group);
+  std::uint8_t* to = weight.data + codes.byte(codes.code_row(row, group));
+  const int shift = codes.shift(codes.code_row(row, group));
   const std::int64_t columns = layout.group_columns(group);
   const std::byte* lines = in + row % kTileRows * 4;
   switch (layout.depth()) {
@@ -169,9 +140,7 @@ PackedLayout::PackedLayout(const WeightSpec& spec) : spec_(spec), bits_(bits_of(
   tile_bytes_ = (groups_ - 1) * group_bytes_ + group_lines(groups_ - 1) * kLineBytes + tail;
 }
 
-std::int64_t canonical_data_size(const WeightSpec& spec) {
-  return CanonicalCodes(PackedLayout(spec)).size();
-}
+std::int64_t canonical_data_size(const WeightSpec& spec) { return CanonicalCodes(spec).size(); }
 
 void pack(const PackedLayout& layout, const CanonicalWeight& weight, std::byte* packed,
           const ParallelFor& parallel_for, Isa isa) {
@@ -182,7 +151,7 @@ void pack(const PackedLayout& layout, const CanonicalWeight& weight, std::byte* 
 
 void pack_tiles(Isa isa, const PackedLayout& layout, const CanonicalWeight& weight,
                 std::int64_t begin, std::int64_t end, std::byte* packed) {
-  const CanonicalCodes codes(layout);
+  const CanonicalCodes codes(layout.spec());
   const std::int64_t groups = layout.groups();
   for (std::int64_t tile = begin; tile < end; ++tile, packed += layout.tile_bytes()) {
     const std::int64_t first = tile * kTileRows;
@@ -193,8 +162,9 @@ void pack_tiles(Isa isa, const PackedLayout& layout, const CanonicalWeight& weig
       const std::int64_t columns = layout.group_columns(group);
       TileRows from{};
       for (std::int64_t r = 0; r < rows; ++r) {
-        from.from[r] = weight.data + codes.byte(first + r, group);
-        from.shift[r] = codes.shift(first + r, group);
+        const std::int64_t code_row = codes.code_row(first + r, group);
+        from.from[r] = weight.data + codes.byte(code_row);
+        from.shift[r] = codes.shift(code_row);
       }
       const std::int64_t done =
           rows == kTileRows ? pack_whole_lines(isa, layout, from, columns, lines) : 0;
@@ -209,7 +179,7 @@ void pack_tiles(Isa isa, const PackedLayout& layout, const CanonicalWeight& weig
 
 void unpack(const PackedLayout& layout, const std::byte* packed,
             const MutableCanonicalWeight& weight, const ParallelFor& parallel_for) {
-  const CanonicalCodes codes(layout);
+  const CanonicalCodes codes(layout.spec());
   std::memset(weight.data, 0, codes.size());
   const auto unpack_rows = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {

@@ -50,17 +50,19 @@ kernels::ParallelFor threads_for(std::int64_t products) {
   return products < kSerialProducts ? kernels::serial_for : on_torch_threads;
 }
 
-at::Tensor weight_memory(std::int64_t bytes) {
+at::Tensor weight_memory(at::IntArrayRef sizes, at::ScalarType dtype) {
 #if defined(__linux__)
+  const std::int64_t bytes =
+      c10::multiply_integers(sizes) * static_cast<std::int64_t>(c10::elementSize(dtype));
   if (bytes >= 2 * kHugePage) {
     const std::int64_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
     void* memory = std::aligned_alloc(kHugePage, size);
-    TORCH_CHECK(memory != nullptr, "[quantal] out of memory: ", size, " bytes for a packed weight");
+    TORCH_CHECK(memory != nullptr, "[quantal] out of memory: ", size, " bytes for a weight");
     madvise(memory, size, MADV_HUGEPAGE);
-    return at::from_blob(memory, {bytes}, std::free, at::kByte);
+    return at::from_blob(memory, sizes, std::free, dtype);
   }
 #endif
-  return at::empty({bytes}, at::kByte);
+  return at::empty(sizes, dtype);
 }
 
 Isa kernel_isa() {
@@ -73,7 +75,8 @@ Isa kernel_isa() {
 }
 
 bool is_cpu_activation(const at::Tensor& x) {
-  return x.device().is_cpu() && x.layout() == at::kStrided && float_type(x.scalar_type());
+  return x.device().is_cpu() && x.layout() == at::kStrided && float_type(x.scalar_type()) &&
+         !x.is_neg() && !x._is_zerotensor();
 }
 
 bool quantize_on_cpu(const at::Tensor& x, float scale, at::Tensor& codes) {

@@ -17,14 +17,15 @@ std::optional<kernels::FloatType> float_type(at::ScalarType dtype);
 /// libtorch's threads; the calling one alone where there is too little to compute.
 kernels::ParallelFor threads_for(std::int64_t products);
 
-/// Uninitialised bytes for a packed weight. Large ones lie on huge pages where the system has them:
-/// a kernel that streams through a weight waits for address translation otherwise.
-at::Tensor weight_memory(std::int64_t bytes);
+/// Uninitialised memory for codes. Large ones lie on huge pages where the system has them: a kernel
+/// that streams through a weight waits for address translation otherwise, and one that writes it
+/// for the first time for the pages themselves.
+at::Tensor weight_memory(at::IntArrayRef sizes, at::ScalarType dtype);
 
 /// active_isa(); raises where QUANTAL_ISA names what this processor cannot run.
 Isa kernel_isa();
 
-/// Whether the two functions below take the float values of `x`.
+/// Whether kernels read the float values of `x`, once they are contiguous.
 bool is_cpu_activation(const at::Tensor& x);
 
 /// Codes of a dense x, in the order of its memory; false where x has a NaN.

@@ -5,6 +5,7 @@
 #include "kernels/integer_linear.h"
 #include "kernels/linear.h"
 #include "ops/cpu_kernels.h"
+#include "ops/cpu_weights.h"
 
 namespace quantal {
 namespace {
@@ -56,7 +57,7 @@ PackedWeight::PackedWeight(const WeightCodes& codes)
       group_size_(codes.group_size),
       scale_dtype_(codes.scale.scalar_type()),
       layout_(spec_of(codes)),
-      data_(weight_memory(layout_.size())) {
+      data_(weight_memory({layout_.size()}, at::kByte)) {
   const at::Tensor data = codes.data.contiguous();
   const at::Tensor scale = codes.scale.contiguous();
   const at::Tensor shift = codes.shift.defined() ? codes.shift.contiguous() : codes.shift;
@@ -102,6 +103,7 @@ at::Tensor PackedWeight::decode(std::int64_t begin, std::int64_t count,
 at::Tensor PackedWeight::decode_rows(const at::Tensor& indices, at::ScalarType dtype) const {
   if (!float_type(dtype)) return quantal::decode_rows(codes(), indices, dtype);
   const at::Tensor rows = indices.contiguous();
+  check_indices(rows, this->rows());
   at::Tensor value = at::empty(sizes_of(rows.numel()), dtype);
   kernels::dequantize_rows(layout_, tile_of(0), rows.const_data_ptr<std::int64_t>(), rows.numel(),
                            *float_type(dtype), value.data_ptr(),

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "ops/cpu_weights.h"
+
 namespace quantal {
 namespace {
 
@@ -149,6 +151,7 @@ at::Tensor decode_weight(const WeightCodes& codes, at::ScalarType dtype) {
 }
 
 at::Tensor decode_rows(const WeightCodes& codes, const at::Tensor& indices, at::ScalarType dtype) {
+  if (gathers_on_cpu(codes, dtype)) return gather_on_cpu(codes, indices, dtype);
   std::vector<std::int64_t> sizes = codes.sizes;
   sizes[0] = indices.numel();
   WeightCodes rows{codes.qtype, sizes, codes.group_size, {}, {}, {}, codes.wide};

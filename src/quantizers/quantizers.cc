@@ -4,6 +4,9 @@
 
 #include <cmath>
 #include <limits>
+#include <typeinfo>
+
+#include "quantizers/weight_scheme.h"
 
 namespace quantal {
 namespace {
@@ -121,6 +124,10 @@ class Hqq final : public Max {
 };
 
 }  // namespace
+
+bool is_by_extremes(const Quantizer& quantizer) {
+  return typeid(quantizer) == typeid(Absmax) || typeid(quantizer) == typeid(Max);
+}
 
 std::shared_ptr<const Quantizer> absmax_quantizer() { return std::make_shared<Absmax>(); }
 

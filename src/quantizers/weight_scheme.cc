@@ -4,6 +4,10 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
+
+#include "ops/cpu_kernels.h"
+#include "ops/cpu_weights.h"
 
 namespace quantal {
 namespace {
@@ -38,6 +42,22 @@ at::Tensor without_subnormals(const at::Tensor& groups) {
   return at::hardshrink(groups, largest);
 }
 
+// The kernels' codes; nothing where they do not take the weight, as where it is not finite.
+std::optional<WeightCodes> by_kernel(const at::Tensor& weight, const WeightScheme& scheme) {
+  if (!is_by_extremes(*scheme.quantizer)) return std::nullopt;
+  return quantize_on_cpu(weight, scheme.qtype, scheme.group_size);
+}
+
+WeightCodes by_aten(const at::Tensor& weight, const WeightScheme& scheme) {
+  at::Tensor groups = to_groups(weight, scheme.group_size);
+  // fp16 has no numbers that small, but a -0, whose order beside 0 ATen leaves open.
+  if (scheme.qtype.is_affine()) groups = without_subnormals(groups);
+  const ScaleShift exact = (*scheme.quantizer)(groups, scheme.qtype);
+  const ScaleShift stored = round_to(exact, scheme.qtype, weight.scalar_type());
+  return encode_groups(groups, weight.sizes(), scheme.qtype, scheme.group_size, stored.scale,
+                       stored.shift);
+}
+
 }  // namespace
 
 std::int64_t default_group_size(const QType& qtype, std::int64_t row_length) {
@@ -49,14 +69,15 @@ std::int64_t default_group_size(const QType& qtype, std::int64_t row_length) {
 }
 
 WeightCodes quantize(const at::Tensor& weight, const WeightScheme& scheme) {
-  at::Tensor groups = to_groups(weight, scheme.group_size);
-  if (scheme.qtype.is_affine() && weight.scalar_type() != at::kHalf) {
-    groups = without_subnormals(groups);
-  }
-  const ScaleShift exact = (*scheme.quantizer)(groups, scheme.qtype);
-  const ScaleShift stored = round_to(exact, scheme.qtype, weight.scalar_type());
-  return encode_groups(groups, weight.sizes(), scheme.qtype, scheme.group_size, stored.scale,
-                       stored.shift);
+  auto codes = by_kernel(weight, scheme);
+  return codes ? *std::move(codes) : by_aten(weight, scheme);
+}
+
+WeightCodes quantize_finite(const at::Tensor& weight, const WeightScheme& scheme,
+                            std::string_view name) {
+  if (auto codes = by_kernel(weight, scheme)) return *std::move(codes);
+  check_finite(weight, name);
+  return by_aten(weight, scheme);
 }
 
 WeightCodes round_scales(const WeightCodes& codes, at::ScalarType dtype) {
@@ -68,6 +89,7 @@ WeightCodes round_scales(const WeightCodes& codes, at::ScalarType dtype) {
 }
 
 void check_finite(const at::Tensor& weight, std::string_view name) {
+  if (is_cpu_activation(weight) && find_non_finite_on_cpu(weight) < 0) return;
   const at::Tensor finite = at::isfinite(weight);
   if (finite.all().item<bool>()) return;
   const at::Tensor index = finite.logical_not().nonzero()[0].cpu().contiguous();

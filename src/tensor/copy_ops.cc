@@ -98,8 +98,8 @@ void copy_into_weight(const at::Tensor& target, const at::Tensor& source, bool n
     const at::Tensor value = (is_qtensor(source) ? quantized_value(source) : source)
                                  .to(target.device(), target.scalar_type())
                                  .expand_as(target);
-    check_finite(value, "source of copy_");
-    codes = std::make_shared<const WeightCodes>(quantize(value, *cell.scheme()));
+    codes = std::make_shared<const WeightCodes>(
+        quantize_finite(value, *cell.scheme(), "source of copy_"));
   }
   cell.replace_codes(std::move(codes));
 }

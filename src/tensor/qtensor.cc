@@ -109,10 +109,9 @@ at::Tensor quantize_weight(const at::Tensor& weight, const WeightOptions& option
                     "a quantized one: dequantize() it first");
   check_weight_dtype(weight.scalar_type(), "quantize_weight");
   const WeightScheme scheme = resolve_scheme(weight, options, "weight");
-  check_finite(weight, "weight");
   cover_new_operators();
   return straight_through(weight, [&](const at::Tensor& value) {
-    auto codes = std::make_shared<const WeightCodes>(quantize(value, scheme));
+    auto codes = std::make_shared<const WeightCodes>(quantize_finite(value, scheme, "weight"));
     return make_weight(std::make_shared<WeightCell>(scheme, std::move(codes)), value.scalar_type());
   });
 }

@@ -76,6 +76,32 @@ TEST(FloatTypes, stores_round_half_to_even) {
   }
 }
 
+// Every finite code is its value's, and between two neighbours the nearer one is, or the even one.
+TEST(FloatTypes, float8_codes_are_the_nearest) {
+  struct Type {
+    float (*value)(std::uint8_t);
+    std::uint8_t (*code)(float);
+    int top;  // the code of the largest number
+  };
+  for (const Type& type : {Type{e4m3fn_value, e4m3fn_code, 0x7E},
+                           {e4m3fnuz_value, e4m3fnuz_code, 0x7F},
+                           {e5m2_value, e5m2_code, 0x7B}}) {
+    for (int code = 0; code <= type.top; ++code) {
+      const float low = type.value(static_cast<std::uint8_t>(code));
+      const int negative = code == 0 && type.code == e4m3fnuz_code ? 0 : code | 0x80;
+      ASSERT_EQ(type.code(low), code);
+      ASSERT_EQ(type.code(-low), negative);
+      if (code == type.top) continue;
+      const float high = type.value(static_cast<std::uint8_t>(code + 1));
+      const float middle = (low + high) / 2;
+      ASSERT_EQ(type.code(middle), code % 2 == 0 ? code : code + 1);
+      ASSERT_EQ(type.code(std::nextafter(middle, 0.0F)), code);
+      ASSERT_EQ(type.code(std::nextafter(middle, INFINITY)), code + 1);
+    }
+    EXPECT_EQ(type.code(std::numeric_limits<float>::denorm_min()), 0);
+  }
+}
+
 TEST(FloatTypes, numbers_beyond_the_largest_are_infinite) {
   std::uint16_t bits = 0;
   store_float(&bits, 0, FloatType::kF16, 65519.996F);

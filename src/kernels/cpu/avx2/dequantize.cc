@@ -9,7 +9,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
-#include "kernels/cpu/avx2/float8.h"
+#include "kernels/cpu/avx2/numbers.h"
 #include "kernels/cpu/avx2/rows.h"
 
 namespace quantal::kernels {
@@ -73,32 +73,12 @@ inline void split(__m256i words, __m128i (&bytes)[16 / bits]) {
   }
 }
 
-// The numbers that the low eight stored codes stand for.
-template <QTypeId qtype>
-inline __m256 numbers(__m128i bytes) {
-  if constexpr (qtype == QTypeId::kInt8) {
-    const __m128i flip = _mm_set1_epi8(static_cast<char>(0x80));
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_xor_si128(bytes, flip)));
-  } else if constexpr (qtype == QTypeId::kInt4 || qtype == QTypeId::kInt2) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
-  } else {
-    return float8_values<qtype>(bytes);
-  }
-}
-
 struct Output {
   FloatType type;
   void* y;
   std::int64_t columns;
   std::int64_t first_row;  ///< of the weight, at y
 };
-
-inline void store_numbers(const Output& out, std::int64_t index, __m256 value) {
-  if (out.type == FloatType::kF16) {
-    value = _mm256_max_ps(_mm256_min_ps(value, _mm256_set1_ps(65504)), _mm256_set1_ps(-65504));
-  }
-  store_rows(out.y, index, out.type, kHalfRows, value);
-}
 
 // Whole blocks of eight lines of a group, for rows [begin, end) of eight; returns how many columns.
 template <QTypeId qtype, int bits>
@@ -114,6 +94,8 @@ std::int64_t decode_group(const PackedLayout& layout, const std::byte* lines, st
     __m256i words[kLines];
     QUANTAL_UNROLL for (int i = 0; i < kLines; ++i) {
       words[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines + i * kLineBytes));
+      // int8 is packed as code + 128.
+      if (qtype == QTypeId::kInt8) words[i] = _mm256_xor_si256(words[i], _mm256_set1_epi8(-128));
     }
     transpose(words);
     for (std::int64_t r = begin; r < end; ++r) {
@@ -124,8 +106,8 @@ std::int64_t decode_group(const PackedLayout& layout, const std::byte* lines, st
       QUANTAL_UNROLL for (int i = 0; i < 16 / bits; ++i) {
         const __m256 first = numbers<qtype>(bytes[i]);
         const __m256 second = numbers<qtype>(_mm_unpackhi_epi64(bytes[i], bytes[i]));
-        store_numbers(out, to, _mm256_sub_ps(_mm256_mul_ps(first, by), less));
-        store_numbers(out, to + 8, _mm256_sub_ps(_mm256_mul_ps(second, by), less));
+        store_numbers(out.y, to, out.type, _mm256_sub_ps(_mm256_mul_ps(first, by), less));
+        store_numbers(out.y, to + 8, out.type, _mm256_sub_ps(_mm256_mul_ps(second, by), less));
         to += 16;
       }
     }

@@ -1,0 +1,97 @@
+// Gathering rows of a weight in canonical form for AVX2: the numbers of the portable reading.
+#include "kernels/gather.h"
+
+#include <immintrin.h>
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+
+#include "kernels/cpu/avx2/numbers.h"
+#include "kernels/cpu/avx2/rows.h"
+
+namespace quantal::kernels {
+namespace {
+
+constexpr std::int64_t kStep = 16;  ///< codes at a time
+
+// Whole steps of a code row; returns how many columns.
+template <QTypeId qtype, FloatType type>
+std::int64_t decode(const Gather& gather, std::int64_t code_row, std::int64_t index) {
+  constexpr int kBits = qtype == QTypeId::kInt2 ? 2 : qtype == QTypeId::kInt4 ? 4 : 8;
+  const CanonicalCodes& codes = gather.codes;
+  const FloatType scale_type = gather.spec.scale_type;
+  const __m256 scale = _mm256_set1_ps(load_float(gather.weight.scale, code_row, scale_type));
+  const __m256 shift = kBits < 8
+                           ? _mm256_set1_ps(load_float(gather.weight.shift, code_row, scale_type))
+                           : _mm256_setzero_ps();
+  const std::uint8_t* from = gather.weight.data + codes.byte(code_row);
+  const std::int64_t columns = codes.columns(code_row);
+  const __m128i bit = _mm_cvtsi32_si128(codes.shift(code_row));
+  const auto value = [&](__m128i bytes) {
+    const __m256 product = _mm256_mul_ps(numbers<qtype>(bytes), scale);
+    return kBits < 8 ? _mm256_sub_ps(product, shift) : product;
+  };
+  std::int64_t c = 0;
+  for (; c + kStep <= columns; c += kStep) {
+    __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c));
+    if (kBits < 8) {
+      bytes = _mm_and_si128(_mm_srl_epi16(bytes, bit), _mm_set1_epi8((1 << kBits) - 1));
+    }
+    store_numbers(gather.y, index + c, type, value(bytes));
+    store_numbers(gather.y, index + c + 8, type, value(_mm_unpackhi_epi64(bytes, bytes)));
+  }
+  return c;
+}
+
+template <QTypeId qtype, FloatType type>
+void gather_all(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
+                std::int64_t end) {
+  const CanonicalCodes& codes = gather.codes;
+  for (std::int64_t i = begin; i < end; ++i) {
+    std::int64_t index = i * gather.spec.columns;
+    for (std::int64_t group = 0; group < codes.groups(); ++group) {
+      const std::int64_t code_row = codes.code_row(indices[i], group);
+      const std::int64_t columns = codes.columns(code_row);
+      const std::int64_t done = decode<qtype, type>(gather, code_row, index);
+      if (done < columns) gather_part(gather, code_row, done, index + done);
+      index += columns;
+    }
+  }
+}
+
+template <QTypeId qtype>
+void gather_as(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
+               std::int64_t end) {
+  switch (gather.type) {
+    case FloatType::kF32:
+      return gather_all<qtype, FloatType::kF32>(gather, indices, begin, end);
+    case FloatType::kBF16:
+      return gather_all<qtype, FloatType::kBF16>(gather, indices, begin, end);
+    case FloatType::kF16:
+      return gather_all<qtype, FloatType::kF16>(gather, indices, begin, end);
+  }
+}
+
+}  // namespace
+
+void gather_rows__avx2(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
+                       std::int64_t end) {
+  switch (gather.spec.qtype) {
+    case QTypeId::kInt2:
+      return gather_as<QTypeId::kInt2>(gather, indices, begin, end);
+    case QTypeId::kInt4:
+      return gather_as<QTypeId::kInt4>(gather, indices, begin, end);
+    case QTypeId::kInt8:
+      return gather_as<QTypeId::kInt8>(gather, indices, begin, end);
+    case QTypeId::kFloat8E4M3FN:
+      return gather_as<QTypeId::kFloat8E4M3FN>(gather, indices, begin, end);
+    case QTypeId::kFloat8E4M3FNUZ:
+      return gather_as<QTypeId::kFloat8E4M3FNUZ>(gather, indices, begin, end);
+    case QTypeId::kFloat8E5M2:
+      return gather_as<QTypeId::kFloat8E5M2>(gather, indices, begin, end);
+  }
+}
+
+}  // namespace quantal::kernels
+
+#pragma GCC pop_options

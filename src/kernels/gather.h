@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+
+#include <quantal/isa.h>
+
+#include "kernels/canonical_codes.h"
+#include "kernels/packed_layout.h"
+
+/// Rows of a weight in canonical form as floats: what an embedding looks up.
+namespace quantal::kernels {
+
+/// Rows `indices[i]` of the weight as `type`, (count, columns) at y: scale · code (− shift) in
+/// fp32, rounded once; fp16 saturates. Preconditions: indices are in range; 8-bit types have
+/// group_size 0.
+QUANTAL_API void gather_rows(Isa isa, const WeightSpec& spec, const CanonicalWeight& weight,
+                             const std::int64_t* indices, std::int64_t count, FloatType type,
+                             void* y, const ParallelFor& parallel_for = serial_for);
+
+/// What all of its rows have in common.
+struct Gather {
+  const WeightSpec& spec;
+  const CanonicalCodes& codes;
+  const CanonicalWeight& weight;
+  FloatType type;
+  void* y;
+};
+
+/// Columns [first, …) of a code row, those of padding left out, at y[index].
+void gather_part(const Gather& gather, std::int64_t code_row, std::int64_t first,
+                 std::int64_t index);
+
+// Rows [begin, end) of y, per instruction set.
+void gather_rows__portable(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
+                           std::int64_t end);
+void gather_rows__avx2(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
+                       std::int64_t end);
+
+}  // namespace quantal::kernels

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include <ATen/core/Tensor.h>
+
+#include "ops/weight_codes.h"
+
+/// Making and reading canonical codes with the CPU's kernels, which compute what the ATen functions
+/// of weight_codes.h do, bit for bit.
+namespace quantal {
+
+/// The codes of `weight` by the extremes of its groups: what absmax and max choose. Nothing where
+/// kernels do not take it: on other devices, of dtype double, empty, with a NaN or infinity, or
+/// with numbers so large that WeightCodes::wide would be set.
+std::optional<WeightCodes> quantize_on_cpu(const at::Tensor& weight, const QType& qtype,
+                                           std::int64_t group_size);
+
+/// The index of the first NaN or infinity, in the order of a contiguous tensor; -1 without one.
+/// Precondition: is_cpu_activation(x).
+std::int64_t find_non_finite_on_cpu(const at::Tensor& x);
+
+/// Whether gather_on_cpu() takes them.
+bool gathers_on_cpu(const WeightCodes& codes, at::ScalarType dtype);
+/// What decode_rows() gives.
+at::Tensor gather_on_cpu(const WeightCodes& codes, const at::Tensor& indices, at::ScalarType dtype);
+
+/// Raises IndexError where one of `indices` (contiguous, int64, on the CPU) is no row.
+void check_indices(const at::Tensor& indices, std::int64_t rows);
+
+}  // namespace quantal

@@ -1,0 +1,85 @@
+#include "kernels/gather.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "kernels/guarded_bytes.h"
+#include "kernels/weights.h"
+
+namespace quantal::kernels {
+namespace {
+
+class Gathered : public testing::TestWithParam<std::tuple<Isa, QTypeId, FloatType>> {
+ protected:
+  Isa isa() const { return std::get<0>(GetParam()); }
+  QTypeId qtype() const { return std::get<1>(GetParam()); }
+  FloatType type() const { return std::get<2>(GetParam()); }
+
+  // The canonical form at the end of pages, and so is the result.
+  void compare(const RandomWeight& weight, const std::vector<std::int64_t>& indices) const {
+    const WeightSpec& spec = weight.spec;
+    SCOPED_TRACE(testing::Message()
+                 << spec.rows << " x " << spec.columns << " by " << spec.group_size);
+    const auto count = static_cast<std::int64_t>(indices.size());
+    const GuardedBytes data(static_cast<std::int64_t>(weight.data.size()));
+    std::memcpy(data.data(), weight.data.data(), weight.data.size());
+    const GuardedBytes y(count * spec.columns * size_of(type()));
+    CanonicalWeight canonical = weight.canonical();
+    canonical.data = reinterpret_cast<const std::uint8_t*>(data.data());
+    gather_rows(isa(), spec, canonical, indices.data(), count, type(), y.data());
+    for (std::int64_t i = 0; i < count; ++i) {
+      for (std::int64_t c = 0; c < spec.columns; ++c) {
+        // Doubles hold each operation exactly: it is rounded to fp32 once. fp16 saturates.
+        float wanted = value_of(weight, indices[i], c);
+        if (type() == FloatType::kF16) wanted = std::clamp(wanted, -65504.0F, 65504.0F);
+        float stored = 0;
+        store_float(&stored, 0, type(), wanted);
+        ASSERT_EQ(load_float(y.data(), i * spec.columns + c, type()),
+                  load_float(&stored, 0, type()))
+            << indices[i] << ", " << c;
+      }
+    }
+  }
+
+ private:
+  static float value_of(const RandomWeight& weight, std::int64_t row, std::int64_t column) {
+    const std::int64_t group = weight.spec.group_size > 0 ? column / weight.spec.group_size : 0;
+    const std::int64_t index = row * CanonicalCodes(weight.spec).groups() + group;
+    if (!weight.is_affine()) return static_cast<float>(weight.value(row, column));
+    const double shift = load_float(weight.shift.data(), index, weight.spec.scale_type);
+    const auto product = static_cast<float>(weight.value(row, column) + shift);
+    return product - static_cast<float>(shift);
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(
+    EveryIsa, Gathered,
+    testing::Combine(testing::ValuesIn(supported_isas()), testing::ValuesIn(kAllTypes),
+                     testing::Values(FloatType::kF32, FloatType::kBF16, FloatType::kF16)),
+    [](const auto& info) {
+      return std::string(isa_name(std::get<0>(info.param))) + "_" +
+             type_name(std::get<1>(info.param)) + "_" +
+             std::to_string(static_cast<int>(std::get<2>(info.param)));
+    });
+
+TEST_P(Gathered, rows_are_the_weights_value) {
+  for (const FloatType scales : {FloatType::kF32, FloatType::kBF16, FloatType::kF16}) {
+    for (const std::int64_t columns : {1, 7, 15, 16, 17, 31, 33, 129, 255}) {
+      const RandomWeight whole({qtype(), 5, columns, 0, scales});
+      compare(whole, {4, 0, 0, 3, 1, 2, 4});
+      compare(whole, {});
+      if (!whole.is_affine()) continue;
+      for (const std::int64_t group : {1, 16, 32, 128}) {
+        compare(RandomWeight({qtype(), 5, columns, group, scales}), {4, 0, 0, 3, 1, 2, 4});
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace quantal::kernels
