@@ -20,6 +20,14 @@ QUANTAL_API void dequantize_codes(Isa isa, const std::int8_t* codes, std::int64_
                                   float scale, FloatType type, void* y,
                                   const ParallelFor& parallel_for = serial_for);
 
+/// max|x[i]|; a NaN or infinity where x has one.
+QUANTAL_API float max_magnitude(Isa isa, const void* x, FloatType type, std::int64_t count,
+                                const ParallelFor& parallel_for = serial_for);
+
+/// The dynamic scale of activations of that magnitude: magnitude / 127, not below the smallest
+/// normal number; NaN where it is not finite.
+QUANTAL_API float scale_for(float magnitude);
+
 // Elements [begin, end), per instruction set.
 bool quantize_codes__portable(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
                               float scale, std::int8_t* codes);
@@ -29,5 +37,7 @@ void dequantize_codes__portable(const std::int8_t* codes, std::int64_t begin, st
                                 float scale, FloatType type, void* y);
 void dequantize_codes__avx2(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
                             float scale, FloatType type, void* y);
+float max_magnitude__portable(const void* x, FloatType type, std::int64_t begin, std::int64_t end);
+float max_magnitude__avx2(const void* x, FloatType type, std::int64_t begin, std::int64_t end);
 
 }  // namespace quantal::kernels
