@@ -79,8 +79,7 @@ float scale_for(float magnitude) {
                                   : std::numeric_limits<float>::quiet_NaN();
 }
 
-float max_magnitude__portable(const void* x, FloatType type, std::int64_t begin,
-                              std::int64_t end) {
+float max_magnitude__portable(const void* x, FloatType type, std::int64_t begin, std::int64_t end) {
   std::int32_t most = 0;
   for (std::int64_t i = begin; i < end; ++i) {
     most = std::max(most, std::bit_cast<std::int32_t>(std::abs(load_float(x, i, type))));

@@ -92,9 +92,9 @@ void conv_depthwise(Isa isa, const IntegerConvArgs& args, const std::int8_t* cod
                            .pixels = pixels.data(),
                            .scale = args.scales[sample],
                            .type = args.type,
-                           .y = is_direct ? static_cast<std::byte*>(args.y) +
-                                                begins * size_of(args.type)
-                                          : static_cast<void*>(sums.data()),
+                           .y = is_direct
+                                    ? static_cast<std::byte*>(args.y) + begins * size_of(args.type)
+                                    : static_cast<void*>(sums.data()),
                            .bias = args.bias});
       if (is_direct) continue;
       store_rows_of(args, {.source = sums.data(),

@@ -131,9 +131,9 @@ void store_rows_of(const IntegerConvArgs& args, const RowBlock& block) {
     }
     return;
   }
-  void* to = offset(args.y,
-                    (block.sample * shape.rows + block.row) * shape.positions() + block.position,
-                    args.type);
+  void* to =
+      offset(args.y, (block.sample * shape.rows + block.row) * shape.positions() + block.position,
+             args.type);
   if (args.type == FloatType::kF32) {
     transpose(static_cast<const float*>(from), block.stride, block.positions, block.count,
               static_cast<float*>(to), shape.positions());

@@ -122,7 +122,7 @@ struct Call {
     return found;
   }
 
-  // Each position is a token of the plain integer linear.
+  // Each position is a token of the plain integer linear, over the tiles that hold its group.
   std::vector<std::byte> expected() const {
     std::vector<std::byte> out(size()), row(shape.rows * size_of(c.type));
     for (std::int64_t n = 0; n < shape.batch; ++n) {
@@ -130,8 +130,14 @@ struct Call {
       for (std::int64_t p = 0; p < shape.positions(); ++p, advance(at, shape.output())) {
         for (std::int64_t group = 0; group < shape.groups; ++group) {
           const auto token = patch(n, group, at);
-          const IntegerLinearArgs linear{.layout = &layout,
-                                         .weight = packed.data(),
+          const std::int64_t begin = group * shape.group_rows(), end = begin + shape.group_rows();
+          const std::int64_t tile = begin / PackedLayout::kTileRows;
+          const std::int64_t first = tile * PackedLayout::kTileRows;
+          WeightSpec part = spec;
+          part.rows = end - first;
+          const PackedLayout tiles(part);
+          const IntegerLinearArgs linear{.layout = &tiles,
+                                         .weight = packed.data() + tile * layout.tile_bytes(),
                                          .source = {.tokens = 1,
                                                     .stride = shape.columns(),
                                                     .codes = token.data(),
@@ -139,14 +145,13 @@ struct Call {
                                          .type = c.type,
                                          .y = row.data(),
                                          .y_stride = shape.rows,
-                                         .bias = bias.data()};
-          find_integer_linear(Isa::kPortable, spec)(linear, serial_for);
-          for (std::int64_t r = group * shape.group_rows(); r < (group + 1) * shape.group_rows();
-               ++r) {
+                                         .bias = bias.data() + first * size_of(c.type)};
+          find_integer_linear(Isa::kPortable, part)(linear, serial_for);
+          for (std::int64_t r = begin; r < end; ++r) {
             const std::int64_t to = c.order == ChannelOrder::kPlanes
                                         ? (n * shape.rows + r) * shape.positions() + p
                                         : (n * shape.positions() + p) * shape.rows + r;
-            store_float(out.data(), to, c.type, load_float(row.data(), r, c.type));
+            store_float(out.data(), to, c.type, load_float(row.data(), r - first, c.type));
           }
         }
       }
@@ -158,11 +163,7 @@ struct Call {
 const std::vector<ConvShape>& shapes() {
   static const std::vector<ConvShape> all = {
       {.batch = 2, .channels = 3, .rows = 5, .input = {1, 5, 7}, .kernel = {1, 3, 3}},
-      {.channels = 1,
-       .rows = 17,
-       .input = {1, 9, 16},
-       .kernel = {1, 3, 3},
-       .padding = {0, 1, 1}},
+      {.channels = 1, .rows = 17, .input = {1, 9, 16}, .kernel = {1, 3, 3}, .padding = {0, 1, 1}},
       {.batch = 2,
        .channels = 7,
        .rows = 33,

@@ -16,8 +16,8 @@ void quantize_tokens__avx2(const PackedLayout& layout, const TokenSource& source
   if (source.has_codes()) return copy_tokens(layout, source, begin, end, out);
   for (std::int64_t t = begin; t < end; ++t) {
     const std::int64_t from = t * source.stride;
-    const float scale = scale_for(
-        max_magnitude__avx2(source.x, source.type, from, from + layout.spec().columns));
+    const float scale =
+        scale_for(max_magnitude__avx2(source.x, source.type, from, from + layout.spec().columns));
     const bool is_finite = !std::isnan(scale);
     out.scale(t) = scale;
     for (std::int64_t group = 0; group < layout.groups(); ++group) {
