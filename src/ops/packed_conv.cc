@@ -9,8 +9,10 @@
 namespace quantal {
 namespace {
 
-// Up to so many positions in all.
+// Up to so many positions in all, and from so many elements of the weight on, it takes more than a
+// twentieth of a float convolution's time to dequantize the weight.
 constexpr std::int64_t kFewPositions = 128;
+constexpr std::int64_t kLargeWeight = 1 << 15;
 
 using kernels::ChannelOrder;
 using kernels::ConvShape;
@@ -140,7 +142,7 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
 
 bool prefers_patches(const ConvShape& shape) {
   return shape.groups == 1 && shape.batch * shape.positions() <= kFewPositions &&
-         kernel_isa() != Isa::kPortable;
+         shape.rows * shape.columns() >= kLargeWeight && kernel_isa() != Isa::kPortable;
 }
 
 at::Tensor patch_convolution(const PackedWeight& weight, std::int64_t begin, const ConvShape& shape,
