@@ -20,7 +20,7 @@ void depthwise_channels(const DepthwiseArgs& args, std::int64_t first) {
     for (std::int64_t c = first; c < w.channels; ++c) {
       std::int32_t total = 0, x_sum = 0;
       for (std::int64_t tap = 0; tap < w.taps; ++tap) {
-        const std::int32_t x = pixels[tap][c];
+        const auto x = static_cast<std::int32_t>(pixels[tap][c]);
         total += w.codes[(tap / 2 * w.channels + c) * 2 + tap % 2] * x;
         x_sum += x;
       }
