@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
+#include <limits>
 
 #include "kernels/variants.h"
 
@@ -57,6 +59,39 @@ void dequantize_codes(Isa isa, const std::int8_t* codes, std::int64_t count, flo
   in_chunks(count, parallel_for, [&](std::int64_t begin, std::int64_t end) {
     dequantize(codes, begin, end, scale, type, y);
   });
+}
+
+// Bits of numbers that are not negative order as the numbers do, NaN above all.
+float max_magnitude(Isa isa, const void* x, FloatType type, std::int64_t count,
+                    const ParallelFor& parallel_for) {
+  using Kernel = float (*)(const void*, FloatType, std::int64_t, std::int64_t);
+  const auto kernel = best_variant<Kernel>(isa, {
+#if defined(__x86_64__)
+                                                    {Isa::kAvx2, max_magnitude__avx2},
+#endif
+                                                    {Isa::kPortable, max_magnitude__portable}});
+  std::atomic<std::int32_t> most{0};
+  in_chunks(count, parallel_for, [&](std::int64_t begin, std::int64_t end) {
+    const float part = kernel(x, type, begin, end);
+    const auto bits = std::bit_cast<std::int32_t>(part);
+    std::int32_t seen = most;
+    while (seen < bits && !most.compare_exchange_weak(seen, bits)) {
+    }
+  });
+  return std::bit_cast<float>(most.load());
+}
+
+float scale_for(float magnitude) {
+  return std::isfinite(magnitude) ? std::max(magnitude / 127, std::numeric_limits<float>::min())
+                                  : std::numeric_limits<float>::quiet_NaN();
+}
+
+float max_magnitude__portable(const void* x, FloatType type, std::int64_t begin, std::int64_t end) {
+  std::int32_t most = 0;
+  for (std::int64_t i = begin; i < end; ++i) {
+    most = std::max(most, std::bit_cast<std::int32_t>(std::abs(load_float(x, i, type))));
+  }
+  return std::bit_cast<float>(most);
 }
 
 bool quantize_codes__portable(const void* x, FloatType type, std::int64_t begin, std::int64_t end,

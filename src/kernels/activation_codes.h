@@ -28,6 +28,14 @@ using DequantizeCodes = void (*)(const std::int8_t* codes, std::int64_t begin, s
 QUANTAL_API QuantizeCodes find_quantize_codes(Isa isa);
 QUANTAL_API DequantizeCodes find_dequantize_codes(Isa isa);
 
+/// max|x[i]|; a NaN or infinity where x has one.
+QUANTAL_API float max_magnitude(Isa isa, const void* x, FloatType type, std::int64_t count,
+                                const ParallelFor& parallel_for = serial_for);
+
+/// The dynamic scale of activations of that magnitude: magnitude / 127, not below the smallest
+/// normal number; NaN where it is not finite.
+QUANTAL_API float scale_for(float magnitude);
+
 bool quantize_codes__portable(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
                               float scale, std::int8_t* codes);
 bool quantize_codes__avx2(const void* x, FloatType type, std::int64_t begin, std::int64_t end,
@@ -40,5 +48,7 @@ void dequantize_codes__avx2(const std::int8_t* codes, std::int64_t begin, std::i
                             float scale, FloatType type, void* y);
 void dequantize_codes__neon(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
                             float scale, FloatType type, void* y);
+float max_magnitude__portable(const void* x, FloatType type, std::int64_t begin, std::int64_t end);
+float max_magnitude__avx2(const void* x, FloatType type, std::int64_t begin, std::int64_t end);
 
 }  // namespace quantal::kernels

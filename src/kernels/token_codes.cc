@@ -5,13 +5,18 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/activation_codes.h"
+#include "kernels/conv_patches.h"
+
 namespace quantal::kernels {
 namespace {
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Not a multiple of 4096, where tokens would compete for the same lines of the cache.
-std::int64_t stride_for(std::int64_t columns) { return ceil_div(columns, 64) * 64 + 64; }
+std::int64_t stride_for(std::int64_t columns) {
+  return ceil_div(columns, 64) * 64 + TokenCodes::kSlack;
+}
 
 }  // namespace
 
@@ -44,30 +49,41 @@ void TokenCodes::finish(const PackedLayout& layout, std::int64_t token) const {
   }
 }
 
+void copy_tokens(const PackedLayout& layout, const TokenSource& source, std::int64_t begin,
+                 std::int64_t end, const TokenCodes& out) {
+  if (source.patches != nullptr) {
+    source.patches->write(layout, begin, end, out);
+  } else {
+    for (std::int64_t t = begin; t < end; ++t) {
+      for (std::int64_t group = 0; group < layout.groups(); ++group) {
+        std::memcpy(out.codes(t) + layout.padded_begin(group),
+                    source.codes + t * source.stride + layout.group_begin(group),
+                    layout.group_columns(group));
+      }
+    }
+  }
+  for (std::int64_t t = begin; t < end; ++t) {
+    out.scale(t) = source.scale;
+    out.finish(layout, t);
+  }
+}
+
 void quantize_tokens__portable(const PackedLayout& layout, const TokenSource& source,
                                std::int64_t begin, std::int64_t end, const TokenCodes& out) {
+  if (source.has_codes()) return copy_tokens(layout, source, begin, end, out);
+  const std::int64_t columns = layout.spec().columns;
   for (std::int64_t t = begin; t < end; ++t) {
-    float absmax = 0;
-    bool is_finite = true;
-    for (std::int64_t c = 0; c < layout.spec().columns && source.codes == nullptr; ++c) {
-      const float value = load_float(source.x, t * source.stride + c, source.type);
-      is_finite = is_finite && std::isfinite(value);
-      absmax = std::max(absmax, std::abs(value));
-    }
-    const float scale = source.codes != nullptr
-                            ? source.scale
-                            : std::max(absmax / 127, std::numeric_limits<float>::min());
-    out.scale(t) = is_finite ? scale : std::numeric_limits<float>::quiet_NaN();
+    const std::int64_t from = t * source.stride;
+    const float most = max_magnitude__portable(source.x, source.type, from, from + columns);
+    const bool is_finite = std::isfinite(most);
+    const float scale = scale_for(most);
+    out.scale(t) = scale;
     for (std::int64_t group = 0; group < layout.groups(); ++group) {
       std::int8_t* to = out.codes(t) + layout.padded_begin(group);
       for (std::int64_t c = 0; c < layout.group_columns(group); ++c) {
-        const std::int64_t from = t * source.stride + layout.group_begin(group) + c;
-        if (source.codes != nullptr) {
-          to[c] = source.codes[from];
-        } else {
-          const float value = is_finite ? load_float(source.x, from, source.type) / scale : 0;
-          to[c] = static_cast<std::int8_t>(std::clamp(std::nearbyint(value), -127.0F, 127.0F));
-        }
+        const float x = load_float(source.x, from + layout.group_begin(group) + c, source.type);
+        const float value = is_finite ? x / scale : 0;
+        to[c] = static_cast<std::int8_t>(std::clamp(std::nearbyint(value), -127.0F, 127.0F));
       }
     }
     out.finish(layout, t);

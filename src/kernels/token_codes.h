@@ -10,6 +10,8 @@
 /// int8 activations of a linear.
 namespace quantal::kernels {
 
+struct CodePatches;
+
 /// Columns whose products of codes an int32 always holds: 2^15 · 255 · 127 < 2^31. Groups are
 /// summed in blocks of so many columns.
 constexpr std::int64_t kBlockColumns = 1 << 15;
@@ -18,6 +20,9 @@ constexpr std::int64_t kBlockColumns = 1 << 15;
 /// with zeros to whole lines. value = scale · code.
 class TokenCodes {
  public:
+  /// Bytes behind the columns of a token that may be written before finish().
+  static constexpr std::int64_t kSlack = 64;
+
   TokenCodes(const PackedLayout& layout, std::int64_t tokens);
   // Not inline: it would be compiled for whatever instructions the file that uses it is.
   ~TokenCodes();
@@ -62,11 +67,19 @@ struct TokenSource {
   /// Or codes that are there already, with one scale for all.
   const std::int8_t* codes = nullptr;
   float scale = 1;
+  /// Or patches of a convolution, with that scale.
+  const CodePatches* patches = nullptr;
+
+  bool has_codes() const { return codes != nullptr || patches != nullptr; }
 };
 
 /// Quantizes tokens [begin, end) of `source`.
 using QuantizeTokens = void (*)(const PackedLayout& layout, const TokenSource& source,
                                 std::int64_t begin, std::int64_t end, const TokenCodes& out);
+
+/// For tokens that have codes; of no instruction set.
+void copy_tokens(const PackedLayout& layout, const TokenSource& source, std::int64_t begin,
+                 std::int64_t end, const TokenCodes& out);
 
 void quantize_tokens__portable(const PackedLayout& layout, const TokenSource& source,
                                std::int64_t begin, std::int64_t end, const TokenCodes& out);

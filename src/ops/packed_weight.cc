@@ -117,7 +117,7 @@ at::Tensor PackedWeight::linear(const at::Tensor& x, const at::Tensor& bias, std
                                 std::int64_t count) const {
   const at::Tensor tokens = as_tokens(x, columns());
   at::Tensor y = output_for(x, count, x.scalar_type());
-  const PackedLayout layout = part(count);
+  const PackedLayout layout = layout_of(count);
   const at::Tensor added = kernel_bias(bias, count);
   const kernels::LinearArgs args{.layout = &layout,
                                  .weight = tile_of(begin),
@@ -160,7 +160,7 @@ at::Tensor PackedWeight::static_linear(const at::Tensor& codes, float scale, at:
 void PackedWeight::integer_linear(const kernels::TokenSource& source, FloatType type,
                                   const at::Tensor& bias, std::int64_t begin, std::int64_t count,
                                   void* y) const {
-  const PackedLayout layout = part(count);
+  const PackedLayout layout = layout_of(count);
   const at::Tensor added = kernel_bias(bias, count);
   const kernels::IntegerLinearArgs args{.layout = &layout,
                                         .weight = tile_of(begin),
@@ -179,7 +179,7 @@ std::vector<std::int64_t> PackedWeight::sizes_of(std::int64_t rows) const {
   return sizes;
 }
 
-PackedLayout PackedWeight::part(std::int64_t count) const {
+PackedLayout PackedWeight::layout_of(std::int64_t count) const {
   kernels::WeightSpec spec = layout_.spec();
   spec.rows = count;
   return PackedLayout(spec);

@@ -27,6 +27,10 @@ class PackedWeight {
   /// Bytes of the canonical form.
   std::int64_t nbytes() const;
 
+  /// The layout of `rows` rows alone, and where a row's tile begins: what kernels are called with.
+  kernels::PackedLayout layout_of(std::int64_t rows) const;
+  const std::byte* tile_of(std::int64_t row) const;
+
   /// What it was made of, bit for bit.
   WeightCodes codes() const;
   /// Rows [begin, begin + count) of the float value.
@@ -55,10 +59,6 @@ class PackedWeight {
   void integer_linear(const kernels::TokenSource& source, kernels::FloatType type,
                       const at::Tensor& bias, std::int64_t begin, std::int64_t count,
                       void* y) const;
-  /// The layout of `count` rows alone.
-  kernels::PackedLayout part(std::int64_t count) const;
-  const std::byte* tile_of(std::int64_t row) const;
-
   /// Sizes of `rows` rows.
   std::vector<std::int64_t> sizes_of(std::int64_t rows) const;
 

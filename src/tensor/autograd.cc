@@ -14,12 +14,6 @@ using torch::autograd::Function;
 using torch::autograd::variable_list;
 using Forward = std::function<at::Tensor(const at::Tensor&)>;
 
-// False inside kernels that run below autograd, where a Function would record a graph all the same.
-bool records_gradients() {
-  return at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled() &&
-         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutogradPrivateUse3);
-}
-
 at::Tensor run_below_autograd(const at::Tensor& x, const Forward& forward) {
   at::AutoDispatchBelowADInplaceOrView below;
   return forward(x);
@@ -39,23 +33,6 @@ enum class Input : std::uint8_t {
   kAsItIs,
   kDynamicInt8,  // one scale a token, as fake_quantize_tokens()
 };
-
-// A weight whose rows the CPU's kernels compute alone, with where they are.
-struct PackedRows {
-  std::shared_ptr<const PackedWeight> weight;
-  RowRange rows;
-};
-
-std::optional<PackedRows> packed_rows(const at::Tensor& weight) {
-  if (!is_weight(weight) || !impl_of(weight)->weight->scheme() || !weight.device().is_cpu()) {
-    return std::nullopt;
-  }
-  const auto rows = rows_of(weight);
-  if (!rows || rows->transposed || !PackedWeight::begins_tile(rows->begin)) return std::nullopt;
-  auto packed = impl_of(weight)->weight->packed();
-  if (!packed) return std::nullopt;
-  return PackedRows{std::move(packed), *rows};
-}
 
 at::Tensor packed_linear(const PackedRows& w, const at::Tensor& x, const at::Tensor& bias,
                          Input input) {
@@ -191,6 +168,11 @@ struct Embedding : Function<Embedding> {
 };
 
 }  // namespace
+
+bool records_gradients() {
+  return at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled() &&
+         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutogradPrivateUse3);
+}
 
 at::Tensor straight_through(const at::Tensor& x, const Forward& forward) {
   if (records_gradients() && x.requires_grad()) return StraightThrough::apply(x, forward);

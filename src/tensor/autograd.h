@@ -6,6 +6,10 @@
 
 namespace quantal {
 
+/// Whether a Function would be right to record a graph: not inside kernels that run below autograd,
+/// where it would do so all the same.
+bool records_gradients();
+
 /// `forward(x)` with the identity as its gradient: how every quantizing and dequantizing step is
 /// differentiated (straight-through estimator; Bengio et al., 2013). `forward` runs below autograd
 /// and returns a tensor of x's shape that is new.

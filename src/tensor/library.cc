@@ -165,6 +165,10 @@ void register_ops(torch::Library& m) {
   m.def("dequantize(Tensor t) -> Tensor",
         [](const at::Tensor& t) { return quantal::dequantize(t); });
   m.def("linear_dynamic(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", linear_dynamic);
+  m.def(
+      "conv_dynamic(Tensor x, Tensor weight, Tensor? bias=None, int[] stride=[1], "
+      "int[] padding=[0], int[] dilation=[1], int groups=1) -> Tensor",
+      conv_dynamic);
   m.def("latent(Tensor weight) -> Tensor", [](const at::Tensor& t) { return latent(t); });
   m.def("freeze(Tensor weight) -> ()", [](const at::Tensor& t) { freeze(t); });
   m.def("is_quantized(Tensor t) -> bool", [](const at::Tensor& t) { return is_quantized(t); });

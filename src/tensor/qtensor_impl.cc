@@ -219,6 +219,17 @@ std::optional<RowRange> rows_of(const at::Tensor& weight) {
   return as_rows(Geometry::of(weight), impl->weight->sizes(), impl->transposed);
 }
 
+std::optional<PackedRows> packed_rows(const at::Tensor& weight) {
+  if (!is_weight(weight) || !impl_of(weight)->weight->scheme() || !weight.device().is_cpu()) {
+    return std::nullopt;
+  }
+  const auto rows = rows_of(weight);
+  if (!rows || rows->transposed || !PackedWeight::begins_tile(rows->begin)) return std::nullopt;
+  auto packed = impl_of(weight)->weight->packed();
+  if (!packed) return std::nullopt;
+  return PackedRows{std::move(packed), *rows};
+}
+
 bool shows_whole_cell(const at::Tensor& weight) {
   const auto rows = rows_of(weight);
   return rows && !rows->transposed && rows->count == impl_of(weight)->weight->sizes()[0];

@@ -121,6 +121,13 @@ at::Tensor make_transposed(const at::Tensor& base);
 
 /// The rows that a weight shows; nothing where it is another view of its cell.
 std::optional<RowRange> rows_of(const at::Tensor& weight);
+/// A weight whose rows the CPU's kernels compute alone, with where they are.
+struct PackedRows {
+  std::shared_ptr<const PackedWeight> weight;
+  RowRange rows;
+};
+/// Nothing where the kernels do not take the weight, or not the rows that it shows.
+std::optional<PackedRows> packed_rows(const at::Tensor& weight);
 /// True for a weight that shows all rows of its cell, not transposed.
 bool shows_whole_cell(const at::Tensor& weight);
 /// `full` (all rows of the weight's cell) as the alias `weight` shows it.

@@ -5,6 +5,7 @@
 #include "ops/plain_ops.h"
 #include "tensor/activation.h"
 #include "tensor/autograd.h"
+#include "tensor/convolution.h"
 #include "tensor/nested.h"
 #include "tensor/qtensor_impl.h"
 
@@ -24,11 +25,6 @@ bool is_transposed_weight(const at::Tensor& t) {
   if (!is_weight(t) || t.dim() != 2) return false;
   const auto rows = rows_of(t);
   return rows && rows->transposed;
-}
-
-// Other operands' dtypes follow the activation's, as they do inside a linear.
-at::Tensor as_dtype(const at::Tensor& t, at::ScalarType dtype) {
-  return t.defined() && t.scalar_type() != dtype ? t.to(dtype) : t;
 }
 
 void check_input(const at::Tensor& x, const at::Tensor& weight) {
@@ -118,12 +114,19 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const Opti
                        c10::SymIntArrayRef dilation, bool transposed,
                        c10::SymIntArrayRef output_padding, c10::SymInt groups) {
   const auto layer = layer_of(weight);
-  const at::Tensor input = dequantize_ste(prepare_input(layer, x, TokenAxis::kFirstDim));
-  const at::Tensor kernel = as_dtype(dequantize_ste(weight), input.scalar_type());
-  OptionalTensor added = dequantize_ste(bias);
-  if (added) added = as_dtype(*added, input.scalar_type());
-  return finish_output(layer, at::convolution_symint(input, kernel, added, stride, padding,
-                                                     dilation, transposed, output_padding, groups));
+  // One scale a sample is part of the integer kernel.
+  const bool is_dynamic = quantizes_dynamically(layer, x) && layer->activations == qint8;
+  const at::Tensor input =
+      is_dynamic ? quantal::dequantize_ste(x) : prepare_input(layer, x, TokenAxis::kFirstDim);
+  const ConvParams params{.stride = C10_AS_INTARRAYREF_SLOW(stride).vec(),
+                          .padding = C10_AS_INTARRAYREF_SLOW(padding).vec(),
+                          .dilation = C10_AS_INTARRAYREF_SLOW(dilation).vec(),
+                          .transposed = transposed,
+                          .output_padding = C10_AS_INTARRAYREF_SLOW(output_padding).vec(),
+                          .groups = groups.expect_int()};
+  return finish_output(
+      layer, convolution_ste(input, weight, dequantize_ste(bias).value_or(at::Tensor()), params,
+                             is_dynamic));
 }
 
 at::Tensor traced_convolution(const at::Tensor& x, const at::Tensor& weight,
@@ -133,6 +136,28 @@ at::Tensor traced_convolution(const at::Tensor& x, const at::Tensor& weight,
                               c10::SymInt groups, bool, bool, bool, bool) {
   return quantal::convolution(x, weight, bias, stride, padding, dilation, transposed,
                               output_padding, std::move(groups));
+}
+
+at::Tensor conv_dynamic(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                        std::int64_t groups) {
+  TORCH_CHECK_VALUE(is_weight(weight) && impl_of(weight)->weight->scheme() && weight.dim() >= 3,
+                    "[quantal::conv_dynamic] expected a quantized weight of shape (out, in, …)");
+  TORCH_CHECK_VALUE(x.dim() == weight.dim() && x.size(1) == weight.size(1) * groups,
+                    "[quantal::conv_dynamic] expected input of shape (batch, ",
+                    weight.size(1) * groups, ", …) for a weight of shape ", weight.sizes(), " in ",
+                    groups, " groups, got ", x.sizes());
+  TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()),
+                    "[quantal::conv_dynamic] expected a floating-point input, got ",
+                    x.scalar_type());
+  const std::vector<std::int64_t> no_padding(weight.dim() - 2, 0);
+  return convolution_ste(quantal::dequantize_ste(x), weight, bias.value_or(at::Tensor()),
+                         {.stride = stride.vec(),
+                          .padding = padding.vec(),
+                          .dilation = dilation.vec(),
+                          .output_padding = no_padding,
+                          .groups = groups},
+                         /*is_dynamic=*/true);
 }
 
 at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, c10::SymInt padding_idx,

@@ -32,6 +32,11 @@ at::Tensor traced_convolution(const at::Tensor& x, const at::Tensor& weight,
                               bool transposed, c10::SymIntArrayRef output_padding,
                               c10::SymInt groups, bool benchmark, bool deterministic,
                               bool cudnn_enabled, bool allow_tf32);
+/// Convolution with x quantized to int8 first, one scale a sample, whatever the weight's layer
+/// says.
+at::Tensor conv_dynamic(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                        std::int64_t groups);
 at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, c10::SymInt padding_idx,
                      bool scale_grad_by_freq, bool sparse);
 at::Tensor layer_norm(const at::Tensor& x, c10::SymIntArrayRef normalized_shape,

@@ -1,4 +1,5 @@
 // Operations that compute with quantized weights: which kernel ran, and what it computed.
+#include "tensor/convolutions.h"
 #include "tensor/support.h"
 
 namespace quantal {
@@ -47,6 +48,18 @@ class Compute : public ::testing::TestWithParam<std::tuple<QType, at::ScalarType
     const int roundings = parts - (bias.defined() ? 0 : 1);
     bound += magnitude * unit_roundoff(dtype()) * roundings;
     EXPECT_TRUE(is_within(y, exact, bound));
+  }
+
+  template <typename Run>
+  void expect_convolution(const Run& run, const at::Tensor& x, const at::Tensor& w,
+                          const at::Tensor& bias) {
+    at::Tensor y;
+    {
+      NoFallback guard;
+      y = run(x, w, bias);
+    }
+    EXPECT_FALSE(is_quantized(y));
+    EXPECT_TRUE(is_convolution(y, run, x, w, bias));
   }
 
   // The same for a linear over x and all rows of w.
@@ -211,11 +224,11 @@ TEST_P(Compute, convolutions) {
   const auto conv3d = [](const auto& x, const auto& w, const auto& b) {
     return at::conv3d(x, w, b);
   };
-  expect_sum(conv1d, normal({2, 4, 11}, dtype()), weight({6, 4, 3}), bias, 12);
-  expect_sum(conv1d, normal({4, 11}, dtype()), weight({6, 4, 3}), none, 12);
-  expect_sum(conv2d, normal({2, 4, 9, 8}, dtype()), weight({6, 4, 3, 3}), bias, 36);
-  expect_sum(conv2d, normal({4, 9, 8}, dtype()), weight({6, 4, 3, 3}), none, 36);
-  expect_sum(conv3d, normal({1, 2, 4, 5, 6}, dtype()), weight({6, 2, 3, 2, 1}), bias, 12);
+  expect_convolution(conv1d, normal({2, 4, 11}, dtype()), weight({6, 4, 3}), bias);
+  expect_convolution(conv1d, normal({4, 11}, dtype()), weight({6, 4, 3}), none);
+  expect_convolution(conv2d, normal({2, 4, 9, 8}, dtype()), weight({6, 4, 3, 3}), bias);
+  expect_convolution(conv2d, normal({4, 9, 8}, dtype()), weight({6, 4, 3, 3}), none);
+  expect_convolution(conv3d, normal({1, 2, 4, 5, 6}, dtype()), weight({6, 2, 3, 2, 1}), bias);
 }
 
 TEST_P(Compute, grouped_padded_and_transposed_convolutions) {
@@ -237,11 +250,11 @@ TEST_P(Compute, grouped_padded_and_transposed_convolutions) {
   const auto transposed = [](const auto& x, const auto& w, const auto& b) {
     return at::conv_transpose2d(x, w, b, 2, 1, 1, 2);
   };
-  expect_sum(grouped, x, weight({6, 2, 3, 3}), bias, 18);
-  expect_sum(depthwise, x, weight({6, 1, 3, 3}), bias, 9);
-  expect_sum(same_size, x, weight({6, 6, 3, 3}), bias, 54);
-  expect_sum(same_size, x, weight({6, 6, 2, 4}), bias, 48);
-  expect_sum(reflected, x, weight({6, 6, 3, 3}), bias, 54);
+  expect_convolution(grouped, x, weight({6, 2, 3, 3}), bias);
+  expect_convolution(depthwise, x, weight({6, 1, 3, 3}), bias);
+  expect_convolution(same_size, x, weight({6, 6, 3, 3}), bias);
+  expect_convolution(same_size, x, weight({6, 6, 2, 4}), bias);
+  expect_convolution(reflected, x, weight({6, 6, 3, 3}), bias);
   // Transposed convolutions add up one rounded product for every place of the kernel that meets.
   expect_sum(transposed, x, weight({6, 3, 3, 3}), bias, 27, 4);
   const auto transposed1d = [](const auto& x, const auto& w, const auto& b) {
@@ -253,7 +266,7 @@ TEST_P(Compute, grouped_padded_and_transposed_convolutions) {
   expect_sum(transposed1d, normal({2, 4, 7}, dtype()), weight({4, 6, 3}), bias, 12, 3);
   expect_sum(transposed3d, normal({1, 2, 3, 4, 3}, dtype()), weight({2, 6, 2, 2, 2}), bias, 16, 8);
   const auto last = at::MemoryFormat::ChannelsLast;
-  expect_sum(same_size, x.contiguous(last), weight({6, 6, 3, 3}), none, 54);
+  expect_convolution(same_size, x.contiguous(last), weight({6, 6, 3, 3}), none);
 }
 
 TEST_P(Compute, embeddings) {
@@ -343,8 +356,12 @@ TEST(Linear, takes_every_mix_of_dtypes) {
       EXPECT_TRUE(is_linear(at::addmm(bias, x, w.t()), x, read, bias.to(of_x)));
       const at::Tensor kernel = quantize_weight(normal({4, 2, 3}, of_w));
       const at::Tensor image = normal({1, 2, 9}, of_x);
-      EXPECT_TRUE(same(at::conv1d(image, kernel, normal({4}, of_x)),
-                       at::conv1d(image, value_of(kernel).to(of_x), normal({4}, of_x))));
+      const auto conv = [](const auto& x, const auto& w, const auto& b) {
+        return at::conv1d(x, w, b);
+      };
+      const at::Tensor added = normal({4}, of_x);
+      const at::Tensor seen = of_w == at::kDouble ? kernel.to(of_x) : kernel;
+      EXPECT_TRUE(is_convolution(conv(image, kernel, added), conv, image, seen, added));
     }
   }
 }

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
@@ -48,6 +50,25 @@ void dequantize_codes__avx2(const std::int8_t* codes, std::int64_t begin, std::i
     store_rows(y, i, type, kHalfRows, _mm256_mul_ps(value, factor));
   }
   dequantize_codes__portable(codes, i, end, scale, type, y);
+}
+
+float max_magnitude__avx2(const void* x, FloatType type, std::int64_t begin, std::int64_t end) {
+  const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+  __m256i most = _mm256_setzero_si256();
+  std::int64_t i = begin;
+  for (; i + kHalfRows <= end; i += kHalfRows) {
+    const __m256i bits = _mm256_castps_si256(load_rows(x, i, type));
+    most = _mm256_max_epi32(most, _mm256_and_si256(bits, magnitude));
+  }
+  alignas(32) std::int32_t lanes[kHalfRows];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), most);
+  const float rest = max_magnitude__portable(x, type, i, end);
+  std::int32_t top;
+  std::memcpy(&top, &rest, sizeof(top));
+  for (const std::int32_t lane : lanes) top = top < lane ? lane : top;
+  float result;
+  std::memcpy(&result, &top, sizeof(result));
+  return result;
 }
 
 }  // namespace quantal::kernels

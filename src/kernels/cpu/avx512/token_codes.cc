@@ -49,7 +49,7 @@ void quantize(const void* x, std::int64_t begin, std::int64_t count, FloatType t
 
 void quantize_tokens__avx512(const PackedLayout& layout, const TokenSource& source,
                              std::int64_t begin, std::int64_t end, const TokenCodes& out) {
-  if (source.codes != nullptr) {
+  if (source.has_codes()) {
     quantize_tokens__portable(layout, source, begin, end, out);
     return;
   }

@@ -36,7 +36,7 @@ float absmax(const void* x, std::int64_t begin, std::int64_t count, FloatType ty
 
 void quantize_tokens__neon(const PackedLayout& layout, const TokenSource& source,
                            std::int64_t begin, std::int64_t end, const TokenCodes& out) {
-  if (source.codes != nullptr) {
+  if (source.has_codes()) {
     quantize_tokens__portable(layout, source, begin, end, out);
     return;
   }

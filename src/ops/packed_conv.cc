@@ -1,0 +1,169 @@
+#include "ops/packed_conv.h"
+
+#include <ATen/ATen.h>
+
+#include "kernels/activation_codes.h"
+#include "kernels/integer_conv.h"
+#include "ops/cpu_kernels.h"
+
+namespace quantal {
+namespace {
+
+// Up to so many positions in all, and from so many elements of the weight on, it takes more than a
+// twentieth of a float convolution's time to dequantize the weight.
+constexpr std::int64_t kFewPositions = 128;
+constexpr std::int64_t kLargeWeight = 1 << 15;
+
+using kernels::ChannelOrder;
+using kernels::ConvShape;
+
+at::MemoryFormat channels_last(std::int64_t dims) {
+  return dims == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
+}
+
+// Contiguous, in x's memory format.
+at::Tensor dense(const at::Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
+
+// Of a dense tensor.
+ChannelOrder order_of(const at::Tensor& x) {
+  return x.suggest_memory_format() == at::MemoryFormat::Contiguous ? ChannelOrder::kPlanes
+                                                                   : ChannelOrder::kLast;
+}
+
+// Batch, rows and the output's dimensions, of which there are `dims` - 2.
+std::vector<std::int64_t> output_sizes(const ConvShape& shape, std::int64_t dims) {
+  const ConvShape::Extent size = shape.output();
+  std::vector<std::int64_t> sizes{shape.batch, shape.rows};
+  sizes.insert(sizes.end(), size.end() - (dims - 2), size.end());
+  return sizes;
+}
+
+template <typename Element>
+void write_all_patches(const ConvShape& shape, const at::Tensor& x, at::Tensor& patches) {
+  const auto* input = static_cast<const Element*>(x.const_data_ptr());
+  auto* out = static_cast<Element*>(patches.mutable_data_ptr());
+  const std::int64_t positions = shape.positions(), stride = patches.stride(0);
+  // A thread takes a few positions of one sample.
+  const std::int64_t step = 8, parts = (positions + step - 1) / step;
+  threads_for(patches.numel())(shape.batch * parts, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t sample = i / parts, first = i % parts * step;
+      kernels::write_patches(shape, input + sample * shape.channels * shape.pixels(), first,
+                             std::min(step, positions - first),
+                             out + (sample * positions + first) * stride, stride);
+    }
+  });
+}
+
+// One number for all dimensions, or one for each of the last ones.
+bool spread(const std::vector<std::int64_t>& values, std::int64_t dims, std::int64_t least,
+            ConvShape::Extent& extent) {
+  const auto count = static_cast<std::int64_t>(values.size());
+  if (count != 1 && count != dims) return false;
+  for (std::int64_t i = 0; i < dims; ++i) {
+    extent[3 - dims + i] = values[count == 1 ? 0 : i];
+    if (extent[3 - dims + i] < least) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+std::optional<ConvShape> conv_shape(at::IntArrayRef input, at::IntArrayRef weight,
+                                    const ConvParams& params) {
+  const auto dims = static_cast<std::int64_t>(weight.size()) - 2;
+  if (params.transposed || dims < 1 || dims > 3 || input.size() != weight.size() ||
+      params.groups < 1 || weight[0] % params.groups != 0 ||
+      input[1] != weight[1] * params.groups || c10::multiply_integers(weight) == 0 ||
+      c10::multiply_integers(input) == 0) {
+    return std::nullopt;
+  }
+  ConvShape shape{
+      .batch = input[0], .channels = input[1], .rows = weight[0], .groups = params.groups};
+  for (std::int64_t i = 0; i < dims; ++i) {
+    shape.input[3 - dims + i] = input[2 + i];
+    shape.kernel[3 - dims + i] = weight[2 + i];
+  }
+  if (!spread(params.stride, dims, 1, shape.stride) ||
+      !spread(params.padding, dims, 0, shape.padding) ||
+      !spread(params.dilation, dims, 1, shape.dilation) || shape.positions() < 1) {
+    return std::nullopt;
+  }
+  return shape;
+}
+
+SampleCodes quantize_samples(const at::Tensor& x) {
+  const at::Tensor values = dense(x);
+  SampleCodes result{at::empty_like(values, values.options().dtype(at::kChar)),
+                     at::empty({x.size(0)}, at::kFloat)};
+  const kernels::FloatType type = *float_type(x.scalar_type());
+  const std::int64_t count = x.numel() / x.size(0);
+  const auto threads = threads_for(count);
+  const auto* data = static_cast<const std::byte*>(values.const_data_ptr());
+  for (std::int64_t n = 0; n < x.size(0); ++n) {
+    const std::byte* sample = data + n * count * size_of(type);
+    std::int8_t* codes = result.codes.mutable_data_ptr<std::int8_t>() + n * count;
+    const float scale =
+        kernels::scale_for(kernels::max_magnitude(kernel_isa(), sample, type, count, threads));
+    result.scales.mutable_data_ptr<float>()[n] = scale;
+    // Codes do not matter where the scale is NaN, but are no noise either.
+    if (!kernels::quantize_codes(kernel_isa(), sample, type, count, scale, codes, threads)) {
+      std::fill_n(codes, count, std::int8_t{0});
+    }
+  }
+  return result;
+}
+
+at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
+                               const ConvShape& shape, const SampleCodes& x, at::ScalarType dtype,
+                               const at::Tensor& bias) {
+  const at::Tensor codes = dense(x.codes), scales = x.scales.contiguous();
+  const std::int64_t dims = codes.dim();
+  const ChannelOrder order = order_of(codes);
+  at::Tensor y =
+      at::empty(output_sizes(shape, dims), codes.options().dtype(dtype),
+                order == ChannelOrder::kLast ? channels_last(dims) : at::MemoryFormat::Contiguous);
+  const kernels::PackedLayout layout = weight.layout_of(shape.rows);
+  const at::Tensor added = bias.defined() ? bias.contiguous() : bias;
+  kernels::integer_conv(
+      kernel_isa(),
+      {.shape = shape,
+       .layout = &layout,
+       .weight = weight.tile_of(begin),
+       .codes = codes.const_data_ptr<std::int8_t>(),
+       .order = order,
+       .scales = scales.const_data_ptr<float>(),
+       .type = *float_type(dtype),
+       .y = y.mutable_data_ptr(),
+       .bias = added.defined() ? added.const_data_ptr() : nullptr},
+      threads_for(shape.batch * shape.positions() * shape.rows * shape.columns()));
+  return y;
+}
+
+bool prefers_patches(const ConvShape& shape) {
+  return shape.groups == 1 && shape.batch * shape.positions() <= kFewPositions &&
+         shape.rows * shape.columns() >= kLargeWeight && kernel_isa() != Isa::kPortable;
+}
+
+at::Tensor patch_convolution(const PackedWeight& weight, std::int64_t begin, const ConvShape& shape,
+                             const at::Tensor& x, const at::Tensor& bias) {
+  const bool from_pixels = kernels::patch_order(shape) == ChannelOrder::kLast;
+  // (batch, pixels, channels) or (batch, channels, pixels)
+  const at::Tensor planes = x.flatten(2);
+  const at::Tensor input = (from_pixels ? planes.transpose(1, 2) : planes).contiguous();
+  at::Tensor patches = at::empty(
+      {shape.batch * shape.positions(), shape.columns() + kernels::kPatchSlack}, x.options());
+  if (x.scalar_type() == at::kFloat) {
+    write_all_patches<float>(shape, input, patches);
+  } else {
+    write_all_patches<std::uint16_t>(shape, input, patches);
+  }
+  const at::Tensor y =
+      weight.linear(patches.narrow(1, 0, shape.columns()), bias, begin, shape.rows);
+  const at::Tensor planes_last = y.view({shape.batch, shape.positions(), shape.rows});
+  return planes_last.transpose(1, 2)
+      .unflatten(2, at::IntArrayRef(output_sizes(shape, x.dim())).slice(2))
+      .contiguous(x.suggest_memory_format());
+}
+
+}  // namespace quantal

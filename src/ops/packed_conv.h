@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "kernels/conv_shape.h"
+#include "ops/packed_weight.h"
+
+namespace quantal {
+
+/// What at::convolution() takes beside tensors.
+struct ConvParams {
+  std::vector<std::int64_t> stride, padding, dilation;
+  bool transposed = false;
+  std::vector<std::int64_t> output_padding;
+  std::int64_t groups = 1;
+};
+
+/// The convolution of an input and a weight of these sizes, or nothing where the kernels do not
+/// take it: transposed, empty, of more than three dimensions, or not a convolution at all.
+std::optional<kernels::ConvShape> conv_shape(at::IntArrayRef input, at::IntArrayRef weight,
+                                             const ConvParams& params);
+
+/// int8 codes (batch, channels, …) with one scale a sample, fp32 (batch).
+struct SampleCodes {
+  at::Tensor codes;
+  at::Tensor scales;
+};
+/// x with scale = max|x| / 127 of each sample. A sample with a NaN or infinity has a scale of NaN.
+/// Precondition: PackedWeight::takes_activations(x).
+SampleCodes quantize_samples(const at::Tensor& x);
+
+/// Rows [begin, begin + shape.rows) of `weight` over codes, exact (kernels/integer_conv.h); bias
+/// (rows) of `dtype` or undefined. The result, of `dtype`, has the memory format of the codes.
+/// Precondition: weight.is_integer(), PackedWeight::begins_tile(begin).
+at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
+                               const kernels::ConvShape& shape, const SampleCodes& x,
+                               at::ScalarType dtype, const at::Tensor& bias);
+
+/// Whether patch_convolution() is the faster way: at few positions ATen's convolution takes less
+/// time than to dequantize its weight.
+bool prefers_patches(const kernels::ConvShape& shape);
+
+/// Rows [begin, begin + shape.rows) of `weight` over floats, as a linear of the patches that the
+/// kernel covers: the weight is never dequantized as a whole. In x's dtype and memory format.
+/// Precondition: PackedWeight::takes_activations(x), begins_tile(begin), shape.groups == 1.
+at::Tensor patch_convolution(const PackedWeight& weight, std::int64_t begin,
+                             const kernels::ConvShape& shape, const at::Tensor& x,
+                             const at::Tensor& bias);
+
+}  // namespace quantal

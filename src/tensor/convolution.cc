@@ -1,0 +1,138 @@
+#include "tensor/convolution.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "tensor/activation.h"
+#include "tensor/autograd.h"
+#include "tensor/qtensor_impl.h"
+
+namespace quantal {
+namespace {
+
+using kernels::ConvShape;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+bool has_int8_codes(const at::Tensor& x) {
+  return has_codes(x) && impl_of(x)->activation->qtype == qint8;
+}
+
+at::Tensor as_dtype(const at::Tensor& t, at::ScalarType dtype) {
+  return t.defined() && t.scalar_type() != dtype ? t.to(dtype) : t;
+}
+
+// Kernels add one number to a channel.
+bool takes_bias(const at::Tensor& bias, std::int64_t rows) {
+  return !bias.defined() || (bias.dim() == 1 && bias.size(0) == rows);
+}
+
+// A convolution that the CPU's kernels compute.
+struct Packed {
+  PackedRows weight;
+  ConvShape shape;
+  bool is_integer;  ///< over int8 codes
+};
+
+std::optional<Packed> as_packed(const at::Tensor& x, const at::Tensor& weight,
+                                const at::Tensor& bias, const ConvParams& params, bool is_dynamic) {
+  if (!is_weight(weight) || !PackedWeight::takes_activations(x) ||
+      !takes_bias(bias, weight.size(0))) {
+    return std::nullopt;
+  }
+  const auto shape = conv_shape(x.sizes(), weight.sizes(), params);
+  const bool has_codes = is_dynamic || has_int8_codes(x);
+  if (!shape || !(has_codes || prefers_patches(*shape))) return std::nullopt;
+  auto packed = packed_rows(weight);
+  if (!packed) return std::nullopt;
+  const bool is_integer = has_codes && packed->weight->is_integer();
+  if (!is_integer && (is_dynamic || !prefers_patches(*shape))) return std::nullopt;
+  return Packed{std::move(*packed), *shape, is_integer};
+}
+
+at::Tensor packed_forward(const Packed& conv, const at::Tensor& x, const at::Tensor& bias) {
+  const at::Tensor added = as_dtype(bias, x.scalar_type());
+  const PackedWeight& weight = *conv.weight.weight;
+  const std::int64_t begin = conv.weight.rows.begin;
+  if (conv.is_integer && has_int8_codes(x)) {
+    const at::Tensor scales = impl_of(x)->activation->scale.expand({x.size(0)});
+    return integer_convolution(weight, begin, conv.shape, {activation_codes(x), scales},
+                               x.scalar_type(), added);
+  }
+  const at::Tensor value = is_qtensor(x) ? quantized_value(x) : x;
+  if (!conv.is_integer) return patch_convolution(weight, begin, conv.shape, value, added);
+  return integer_convolution(weight, begin, conv.shape, quantize_samples(value), x.scalar_type(),
+                             added);
+}
+
+// What float kernels read of the input; differentiable.
+at::Tensor input_value(const at::Tensor& x, bool is_dynamic) {
+  const at::Tensor value = dequantize_ste(x);
+  return is_dynamic ? fake_quantize_tokens(value, qint8, TokenAxis::kFirstDim) : value;
+}
+
+at::Tensor float_convolution(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                             const ConvParams& p) {
+  const at::ScalarType dtype = x.scalar_type();
+  const at::Tensor kernel = as_dtype(dequantize_ste(weight), dtype);
+  const at::Tensor added = as_dtype(bias, dtype);
+  return at::convolution(x, kernel, added.defined() ? std::optional(added) : std::nullopt, p.stride,
+                         p.padding, p.dilation, p.transposed, p.output_padding, p.groups);
+}
+
+struct Convolution : Function<Convolution> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias, const Packed& conv,
+                            const ConvParams& params, bool is_dynamic) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    context->save_for_backward({x, weight});
+    context->saved_data["is_dynamic"] = is_dynamic;
+    context->saved_data["stride"] = params.stride;
+    context->saved_data["padding"] = params.padding;
+    context->saved_data["dilation"] = params.dilation;
+    context->saved_data["groups"] = params.groups;
+    if (bias) context->saved_data["bias_dtype"] = bias->scalar_type();
+    return packed_forward(conv, x, bias.value_or(at::Tensor()));
+  }
+
+  // Of the float values, in differentiable operations.
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const at::Tensor none;
+    if (!grads[0].defined()) return {none, none, none, none, none, none};
+    auto& data = context->saved_data;
+    const variable_list saved = context->get_saved_variables();
+    const bool has_bias = data.count("bias_dtype") != 0;
+    const std::array<bool, 3> wanted{context->needs_input_grad(0), context->needs_input_grad(1),
+                                     has_bias && context->needs_input_grad(2)};
+    const at::Tensor x = input_value(saved[0], data["is_dynamic"].toBool());
+    const at::Tensor weight = as_dtype(dequantize_ste(saved[1]), x.scalar_type());
+    const std::vector<std::int64_t> stride = data["stride"].toIntVector();
+    const std::vector<std::int64_t> no_padding(stride.size(), 0);
+    const std::array<std::int64_t, 1> bias_size{saved[1].size(0)};
+    auto [grad_x, grad_weight, grad_bias] =
+        at::convolution_backward(grads[0], x, weight, at::OptionalIntArrayRef(bias_size), stride,
+                                 data["padding"].toIntVector(), data["dilation"].toIntVector(),
+                                 /*transposed=*/false, no_padding, data["groups"].toInt(), wanted);
+    if (wanted[2]) grad_bias = as_dtype(grad_bias, data["bias_dtype"].toScalarType());
+    return {grad_x, as_dtype(grad_weight, saved[1].scalar_type()), grad_bias, none, none, none};
+  }
+};
+
+}  // namespace
+
+at::Tensor convolution_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                           const ConvParams& params, bool is_dynamic) {
+  const auto conv = as_packed(x, weight, bias, params, is_dynamic);
+  if (!conv) return float_convolution(input_value(x, is_dynamic), weight, bias, params);
+  const bool graph =
+      x.requires_grad() || weight.requires_grad() || (bias.defined() && bias.requires_grad());
+  if (records_gradients() && graph) {
+    return Convolution::apply(x, weight, bias.defined() ? std::optional(bias) : std::nullopt, *conv,
+                              params, is_dynamic);
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return packed_forward(*conv, x, bias);
+}
+
+}  // namespace quantal
