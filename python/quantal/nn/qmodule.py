@@ -79,6 +79,8 @@ class QModuleMixin:
 
     #: What a run-time scale spans: a token (the last dimension), or a whole sample.
     scale_per_sample: ClassVar[bool] = False
+    #: The `Calibration` that watches this module.
+    _calibration: Any = None
 
     def __init__(
         self,
@@ -181,8 +183,9 @@ class QModuleMixin:
         parameter of an unfrozen module."""
         frozen = self._modules.get("weight")
         if frozen is not None:
-            return (*frozen(), None)
-        return (*self._encode(self.weight), self.weight)
+            return (*frozen.parts(), None)
+        weight = self.weight
+        return (*self._encode(weight), weight)
 
     def _encode(self, weight: torch.Tensor) -> tuple:
         qtype, group = self.weight_qtype, self.weight_group_size or 0
@@ -287,7 +290,7 @@ class QModuleMixin:
         return self.activation_qtype.name, self.input_scale if is_static else None
 
     def _is_calibrating(self) -> bool:
-        return getattr(self, "_calibration", None) is not None
+        return self._calibration is not None
 
     def fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
         """`x` rounded as the input of this module is."""

@@ -48,6 +48,12 @@ def _is_float8(t: torch.Tensor) -> bool:
 class _Parts(torch.nn.Module):
     """A module of Parts. Codes in float8 are floating point: ``.half()`` must not convert them."""
 
+    def parts(self) -> Any:
+        """What calling gives, without what a call costs where no hook wants it."""
+        if self._forward_pre_hooks or self._forward_hooks or "forward" in self.__dict__:
+            return self()
+        return self.forward()
+
     def _apply(self, fn: Callable, recurse: bool = True) -> "_Parts":
         def keep_codes(t: torch.Tensor) -> torch.Tensor:
             return fn(t.view(torch.uint8)).view(t.dtype) if _is_float8(t) else fn(t)
@@ -65,6 +71,10 @@ class PackedCodes(_Parts):
     def __init__(self, data: torch.Tensor) -> None:
         super().__init__()
         self._data = Part(data)
+
+    def forward(self) -> torch.Tensor:
+        """The bytes."""
+        return self._parameters["_data"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,7 +115,7 @@ class QWeight(QuantizedLike, _Parts):
         self.dtype = dtype
         self._data = PackedCodes(data) if qtype.is_affine else Part(data)
         self._scale = Part(scale)
-        self._shift = None if shift is None else Part(shift)
+        self.register_parameter("_shift", None if shift is None else Part(shift))
 
     @classmethod
     def of(cls, weight: QTensor) -> "QWeight":
@@ -116,12 +126,13 @@ class QWeight(QuantizedLike, _Parts):
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Data, scale and shift."""
-        data = self._data._data if self.qtype.is_affine else self._data
-        return data, self._scale, self._shift
+        parts, packed = self._parameters, self._modules.get("_data")
+        data = parts["_data"] if packed is None else packed.parts()
+        return data, parts["_scale"], parts["_shift"]
 
     def tensor(self) -> QTensor:
         """The parts as a QTensor."""
-        data, scale, shift = self()
+        data, scale, shift = self.parts()
         return wrap(
             ops.weight_from_parts(
                 data, scale, shift, self.qtype.name, self.group_size, list(self.shape), self.dtype
@@ -130,7 +141,7 @@ class QWeight(QuantizedLike, _Parts):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The float value, of `dtype` or the weight's."""
-        data, scale, shift = self()
+        data, scale, shift = self.parts()
         return ops.decode(
             data, scale, shift, self.qtype.name, self.group_size, list(self.shape),
             dtype or self.dtype,
