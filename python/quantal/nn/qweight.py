@@ -59,10 +59,18 @@ class _Parts(torch.nn.Module):
             return fn(t.view(torch.uint8)).view(t.dtype) if _is_float8(t) else fn(t)
 
         super()._apply(keep_codes, recurse)
+        self._keep_parts()
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._keep_parts()
+
+    def _keep_parts(self) -> None:
+        """What torch puts in the place of a Part is a plain Parameter."""
         for name, value in self._parameters.items():
             if value is not None and not isinstance(value, Part):
                 self._parameters[name] = Part(value.data)
-        return self
 
 
 class PackedCodes(_Parts):
@@ -97,6 +105,8 @@ class QWeight(QuantizedLike, _Parts):
 
     axis = 0
     grad = None
+    #: Signal-to-noise ratio of the quantization, where it is known.
+    snr_db: float | None = None
 
     def __init__(
         self,
@@ -222,6 +232,8 @@ class QWeight(QuantizedLike, _Parts):
                 f"expected {key} of {data.dtype} for {self.qtype.name}, got {given.dtype}"
             )
             return
+        if given is not None:
+            self.snr_db = None
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
