@@ -52,7 +52,7 @@ class _Saving:
         self.records: dict[str, dict[str, Any]] = {}
         self.aliases: dict[str, str] = {}
         self._written: dict[int, str] = {}
-        self._scaled: dict[tuple[int, str], torch.nn.Module] = {}
+        self._scaled: dict[tuple[int, str], str] = {}
         state = model.state_dict(keep_vars=True)
         schemes = {(id(m), name): s for _, m, name, s in quantized_parameters(model)}
         for prefix, module in model.named_modules(remove_duplicate=False):
@@ -89,8 +89,10 @@ class _Saving:
         if isinstance(module, QEmbedding):
             return
         weight = value if module.weight is None else module.weight
-        first = self._scaled.setdefault((id(weight), key.rpartition(".")[2]), module)
-        if first is module or value.item() != 1:
+        name = key.rpartition(".")[2]
+        is_first_of_weight = self._scaled.setdefault((id(weight), name), key) == key
+        is_first_name = self._scaled.setdefault((id(module), name), key) == key
+        if is_first_name and (is_first_of_weight or value.item() != 1):
             self._add_tensor(key, value.float())
 
     def _add(self, key: str, name: str, value: Any, module: Any, scheme: Any) -> None:

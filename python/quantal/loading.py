@@ -8,6 +8,7 @@ import torch
 from .container import Container
 from .nn import QModuleMixin, QWeight
 from .parameters import _HasLiveParameters, quantized_parameters
+from .qtype import qtype as QType  # noqa: N812
 from .records import Record, Records, dtype_name
 
 __all__ = ["load_into"]
@@ -32,6 +33,9 @@ def load_into(
         places = _quantized_places(model)
         for key, (module, name) in places.items():
             _freeze(module, name, key, given)
+            record = records.of(key)
+            if record is not None and not record.live and record.weights is not None:
+                _check_parts(file, key, record.weights, given)
         _set_scales(file, records, places, given)
         problems = _mismatches(model, file, given, strict)
         if not assign:
@@ -70,9 +74,13 @@ def _quantized_places(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Module
 def _check_forms(model: torch.nn.Module, file: Container, records: Records) -> None:
     """What the records say must be what the model is."""
     places = _quantized_places(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
     for key in [*records.weights, *records.aliases]:
         record = records.of(key)
         is_quantized = record is not None and (record.weights or record.activations)
+        if key.rpartition(".")[0] not in modules:
+            name = key.rpartition(".")[0]
+            raise file.error(f"its quantization map names '{name}', which the model lacks")
         if is_quantized and key not in places:
             raise file.error(
                 f"tensor '{key}' is quantized, the model's is not: quantize it the same way, or "
@@ -152,12 +160,27 @@ def _freeze(module: torch.nn.Module, name: str, key: str, given: dict[str, torch
         _freeze_for_state(module, name, given, key.removesuffix(name))
 
 
+def _check_parts(file: Container, key: str, qtype: QType, given: dict[str, torch.Tensor]) -> None:
+    names = ("_data._data", "_scale", "_shift") if qtype.is_affine else ("_data", "_scale")
+    for name in names:
+        if f"{key}.{name}" not in given:
+            raise file.error(f"expected tensor '{key}.{name}' of the model, got none")
+
+
 def _set_scales(file: Container, records: Records, places: dict, given: dict) -> None:
     """The scales of activations, 1 where nothing was calibrated. Those of layers that have none
     are left out where they say nothing."""
     wanted: set[str] = set()
+    first_keys: dict[int, str] = {}
     for key, (module, _) in places.items():
         if not isinstance(module, QModuleMixin):
+            continue
+        first = first_keys.setdefault(id(module), key)
+        if first != key:  # a second name of the same module
+            for name in _SCALES:
+                scale_key = f"{key.removesuffix('weight')}{name}"
+                wanted.add(scale_key)
+                given[scale_key] = given[f"{first.removesuffix('weight')}{name}"]
             continue
         record = records.of(key)
         for name in _SCALES:
