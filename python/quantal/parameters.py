@@ -11,6 +11,7 @@ import torch
 from ._library import ops
 from .nn import QModuleMixin, QWeight
 from .nn.qmodule import choose_group_size, freeze_for, weight_snr_db
+from .nn.straight_through import straight_through, transforms_active
 from .optimizers import Optimizer, default_optimizer
 from .qtype import qtype as QType  # noqa: N812
 
@@ -46,9 +47,11 @@ class ParameterScheme:
     def decode(self, parts: tuple, shape: torch.Size, dtype: torch.dtype, latent: Any = None):
         """Their value as floats; gradients go to `latent`."""
         rows, columns = self.matrix_shape(shape)
-        floats = None if latent is None else latent.reshape(rows, columns)
+        by_python = latent is not None and transforms_active()
+        floats = None if latent is None or by_python else latent.reshape(rows, columns)
         value = ops.decode(*parts, self.qtype.name, self.group_size, [rows, columns], dtype, floats)
-        return value.reshape(shape)
+        value = value.reshape(shape)
+        return straight_through(latent, value) if by_python else value
 
 
 class QParameter(QWeight):

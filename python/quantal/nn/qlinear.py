@@ -6,6 +6,7 @@ import torch
 
 from .._library import ops
 from .qmodule import QModuleMixin, register_qmodule
+from .straight_through import transforms_active
 
 __all__ = ["QLinear"]
 
@@ -38,6 +39,9 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         qtype = self.weight_qtype
         if qtype is None:
             return torch.nn.functional.linear(self.fake_quantized(input), self.weight, self.bias)
+        if transforms_active():
+            x = self.fake_quantized(input)
+            return torch.nn.functional.linear(x, self.float_weight(x.dtype), self.bias)
         frozen = self._modules.get("weight")
         if frozen is None:
             data, scale, shift, latent = self.weight_parts()

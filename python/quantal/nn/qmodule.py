@@ -11,6 +11,7 @@ from ..qtype import find_qtype
 from ..qtype import qtype as QType  # noqa: N812
 from ..tensor import QTensor, quantize_weight, wrap
 from .qweight import QWeight
+from .straight_through import straight_through, transforms_active
 
 __all__ = ["QModuleMixin", "quantize_module", "register_qmodule"]
 
@@ -278,10 +279,12 @@ class QModuleMixin:
         if self.weight_qtype is None:
             return self.weight.to(dtype)
         data, scale, shift, latent = self.weight_parts()
-        return ops.decode(
+        by_python = latent is not None and transforms_active()
+        value = ops.decode(
             data, scale, shift, self.weight_qtype.name, self.weight_group_size or 0,
-            list(self.weight.shape), dtype, latent,
+            list(self.weight.shape), dtype, None if by_python else latent,
         )  # fmt: skip
+        return straight_through(latent, value) if by_python else value
 
     def freeze(self) -> None:
         """Replaces the float weight by codes, which need no gradient. ValueError where it has a NaN
@@ -345,6 +348,9 @@ class QModuleMixin:
             return x
         if scale is None and isinstance(x, torch.Tensor) and ops.is_quantized(x):
             return ops.dequantize(x)
+        if transforms_active():
+            rounded = ops.fake_quantize(x.detach(), qtype, scale, self.scale_per_sample)
+            return straight_through(x, rounded)
         return ops.fake_quantize(x, qtype, scale, self.scale_per_sample)
 
     def quantize_input(self, module: torch.nn.Module, args: tuple) -> Any:
