@@ -8,6 +8,7 @@ quantal.freeze(model)
 
 from ._library import library_path
 from .calibrate import Calibration
+from .checkpoint import load, save
 from .grouped import axis_to_dim, group, grouped_shape, ungroup
 from .nn import (
     QConv1d,
@@ -32,6 +33,7 @@ from .optimizers import (
     Optimizer,
     SymmetricOptimizer,
 )
+from .parameters import QParameter, quantize_parameter
 from .qtype import (
     qfloat8,
     qfloat8_e4m3fn,
@@ -44,6 +46,7 @@ from .qtype import (
     qtypes,
 )
 from .quantize import freeze, quantization_map, quantize, requantize
+from .report import LayerReport, Report, report
 from .tensor import (
     ActivationQBytesTensor,
     QBitsTensor,
@@ -66,6 +69,7 @@ __all__ = [
     "AffineOptimizer",
     "Calibration",
     "HqqOptimizer",
+    "LayerReport",
     "MaxOptimizer",
     "Optimizer",
     "QBitsTensor",
@@ -80,8 +84,10 @@ __all__ = [
     "QLayerNorm",
     "QLinear",
     "QModuleMixin",
+    "QParameter",
     "QTensor",
     "QWeight",
+    "Report",
     "SymmetricOptimizer",
     "WeightQBitsTensor",
     "WeightQBytesTensor",
@@ -92,6 +98,7 @@ __all__ = [
     "group",
     "grouped_shape",
     "library_path",
+    "load",
     "qfallback",
     "qfloat8",
     "qfloat8_e4m3fn",
@@ -106,8 +113,11 @@ __all__ = [
     "quantize",
     "quantize_activation",
     "quantize_module",
+    "quantize_parameter",
     "quantize_weight",
     "register_qmodule",
+    "report",
     "requantize",
+    "save",
     "ungroup",
 ]

@@ -55,6 +55,9 @@ class Calibration(TorchFunctionMode):
         streamline: quantize only outputs that another quantized module reads, directly or through
             functions that keep codes (relu, view, pooling, …).
         debug: print what was decided for each module.
+        group: process group of torch.distributed whose ranks calibrate the same model, each on
+            samples of its own: every rank gets the widest of their ranges. Needs `model`; every
+            rank must leave the context.
     """
 
     def __init__(
@@ -64,11 +67,15 @@ class Calibration(TorchFunctionMode):
         momentum: float = 0.9,
         streamline: bool = True,
         debug: bool = False,
+        group: Any = None,
     ) -> None:
         super().__init__()
         if not 0 <= momentum < 1:
             raise ValueError(f"[quantal] expected 0 <= momentum < 1, got {momentum}")
+        if group is not None and model is None:
+            raise ValueError("[quantal] expected the model that the ranks of a group calibrate")
         self.model = model
+        self.group = group
         self.momentum = momentum
         self.streamline = streamline
         self.debug = debug
@@ -99,6 +106,8 @@ class Calibration(TorchFunctionMode):
         for module in self._observers:
             module._calibration = None
         if kind is None:
+            if self.group is not None:
+                self._merge_ranks()
             for module, observer in self._observers.items():
                 self._set_scales(module, observer)
 
@@ -110,6 +119,25 @@ class Calibration(TorchFunctionMode):
             if source is not None and isinstance(output, torch.Tensor):
                 self._sources[output] = source
         return output
+
+    def _merge_ranks(self) -> None:
+        """Ranges become the widest of all ranks'; a module that only others ran counts too."""
+        modules = [m for m in self._modules_of(self.model) if self._observer(m) is not None]
+        if not modules:
+            return
+        device = modules[0].input_scale.device
+        rows = []
+        for module in modules:
+            observer = self._observers[module]
+            known = [observer.input.absmax or 0.0, observer.output.absmax or 0.0]
+            rows.append([*known, float(observer.feeds_quantized)])
+            module._calibration = None
+        table = torch.tensor(rows, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(table, torch.distributed.ReduceOp.MAX, group=self.group)
+        for module, (inputs, outputs, feeds) in zip(modules, table.tolist(), strict=True):
+            observer = self._observers[module]
+            observer.input.absmax, observer.output.absmax = inputs or None, outputs or None
+            observer.feeds_quantized = feeds > 0
 
     @staticmethod
     def _modules_of(model: torch.nn.Module) -> Iterator[QModuleMixin]:

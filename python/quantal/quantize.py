@@ -1,5 +1,7 @@
 """quantize → calibrate → train → freeze → save → requantize, for torch.nn models."""
 
+import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
@@ -7,8 +9,16 @@ from typing import Any
 
 import torch
 
-from .nn import QModuleMixin, quantize_module
+from .nn import QModuleMixin, QWeight, quantize_module
 from .optimizers import Optimizer
+from .parameters import (
+    freeze_parameter,
+    live_parameters,
+    matching_parameters,
+    quantize_parameter,
+    quantized_parameters,
+)
+from .qtype import find_qtype
 from .qtype import qtype as QType  # noqa: N812
 
 __all__ = ["freeze", "quantization_map", "quantize", "requantize"]
@@ -41,6 +51,7 @@ def quantize(
     exclude: str | list[str] | None = None,
     *,
     group_size: int | None = None,
+    parameters: str | list[str] | None = None,
 ) -> None:
     """Replaces the modules of `model` that have a quantized kind, in place.
 
@@ -51,6 +62,9 @@ def quantize(
         optimizer: who chooses the weights' scales.
         include, exclude: shell patterns of module names; exclude wins.
         group_size: elements a group, for qint2 and qint4.
+        parameters: shell patterns of names of parameters of other modules ("*.experts.down_proj"),
+            which are quantized along their last dimension. Modules keep their own rules;
+            ``include=[]`` chooses none of them.
 
     Raises ValueError where `model` itself is a module to replace (use `quantize_module`), where it
     has quantized modules that would be quantized again, and where a pattern matches nothing.
@@ -62,6 +76,8 @@ def quantize(
             raise ValueError(f"[quantal.quantize] no module's name matches '{pattern}'")
     if weights is None and activations is None:
         raise ValueError("[quantal.quantize] expected weights, activations or both")
+    if parameters is not None and weights is None:
+        raise ValueError("[quantal.quantize] expected weights for the parameters, got None")
     made: dict[int, QModuleMixin] = {}
     for name, module in _named_places(model):
         if id(module) in made or not _is_chosen(name, include, exclude):
@@ -80,11 +96,24 @@ def quantize(
             )
         qmodule.name = name
         made[id(module)] = qmodule
-    if not made:
+    chosen = _chosen_parameters(model, parameters, made)
+    for module, name in chosen.values():
+        quantize_parameter(module, name, find_qtype(weights), optimizer, group_size)
+    if not made and not chosen:
         warnings.warn(
             "[quantal.quantize] no module of the model has a quantized kind", stacklevel=2
         )
     _replace(model, made)
+
+
+def _chosen_parameters(
+    model: torch.nn.Module, patterns: str | list[str] | None, made: dict[int, QModuleMixin]
+) -> dict[str, tuple[torch.nn.Module, str]]:
+    """Those that the patterns name, without the ones of modules that are replaced."""
+    if patterns is None:
+        return {}
+    found = matching_parameters(model, _patterns(patterns) or [])
+    return {full: place for full, place in found.items() if id(place[0]) not in made}
 
 
 def _is_chosen(name: str, include: list[str] | None, exclude: list[str] | None) -> bool:
@@ -102,6 +131,9 @@ def freeze(model: torch.nn.Module) -> None:
     for module in modules:
         if module.weight_qtype is not None and module.weight is not None:
             ops.check_finite(module.weight.detach(), f"{module.name}.weight")
+    parameters = list(live_parameters(model))
+    for full, module, name in parameters:
+        ops.check_finite(module._parameters[name].detach(), full)
     shared: dict[tuple, torch.nn.Module] = {}
     for module in modules:
         key = (id(module.weight), module.weight_qtype, module.weight_group_size)
@@ -111,11 +143,14 @@ def freeze(model: torch.nn.Module) -> None:
         module.freeze()
         if module.frozen:
             shared[key] = module.weight
+    for _, module, name in parameters:
+        freeze_parameter(module, name)
 
 
 def quantization_map(model: torch.nn.Module) -> dict[str, dict[str, str]]:
-    """``{module name: {"weights": qtype name or "none", "activations": …}}``, for JSON."""
-    return {
+    """``{module name: {"weights": qtype name or "none", "activations": …}}``, for JSON. Quantized
+    parameters of other modules are there by their own names."""
+    modules = {
         name: {
             "weights": "none" if m.weight_qtype is None else m.weight_qtype.name,
             "activations": "none" if m.activation_qtype is None else _activations(m),
@@ -123,6 +158,11 @@ def quantization_map(model: torch.nn.Module) -> dict[str, dict[str, str]]:
         for name, m in model.named_modules()
         if isinstance(m, QModuleMixin)
     }
+    parameters = {
+        full: {"weights": scheme.qtype.name, "activations": "none"}
+        for full, _, _, scheme in quantized_parameters(model)
+    }
+    return modules | parameters
 
 
 def _activations(module: QModuleMixin) -> str:
@@ -134,6 +174,8 @@ def _quantize_by_map(model: torch.nn.Module, quantization_map: Mapping[str, Any]
     modules = dict(_named_places(model))
     for name, config in quantization_map.items():
         module = modules.get(name)
+        if module is None and _quantize_named_parameter(modules, name, config):
+            continue
         if module is None:
             raise ValueError(f"[quantal.requantize] the map names '{name}', which the model lacks")
         if isinstance(module, QModuleMixin) or id(module) in made:
@@ -150,10 +192,24 @@ def _quantize_by_map(model: torch.nn.Module, quantization_map: Mapping[str, Any]
     _replace(model, made)
 
 
+def _quantize_named_parameter(
+    modules: dict[str, torch.nn.Module], name: str, config: Mapping[str, Any]
+) -> bool:
+    """False where there is no such parameter."""
+    prefix, _, parameter = name.rpartition(".")
+    module = modules.get(prefix)
+    if module is None or parameter in module.__dict__.get("_quantized_parameters", {}):
+        return module is not None
+    if module._parameters.get(parameter) is None:
+        return False
+    quantize_parameter(module, parameter, find_qtype(config["weights"]))
+    return True
+
+
 def requantize(
     model: torch.nn.Module,
-    state_dict: Mapping[str, Any],
-    quantization_map: Mapping[str, Any],
+    state_dict: Mapping[str, Any] | str | os.PathLike,
+    quantization_map: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     *,
     strict: bool = True,
@@ -161,11 +217,52 @@ def requantize(
     """Loads quantized weights into a float model (which may be on the meta device).
 
     Args:
-        state_dict: what a quantized model's ``state_dict()`` gave.
-        quantization_map: what `quantization_map` gave.
+        state_dict: what a quantized model's ``state_dict()`` gave; or the path of a safetensors
+            file, of an index of shards, or of a folder with one of them.
+        quantization_map: what `quantization_map` gave. Files tell it themselves, or
+            ``quanto_qmap.json`` beside them does.
         device: where the model goes; by default where it is (meta: the CPU).
         strict: every tensor must be there and fit, and none be left over (ValueError).
+
+    After an error the model is as it was.
     """
+    if isinstance(state_dict, (str, os.PathLike)):
+        from .checkpoint import requantize_from
+
+        return requantize_from(model, state_dict, quantization_map, device, strict=strict)
+    if quantization_map is None:
+        raise ValueError("[quantal.requantize] expected a quantization map beside a state_dict")
+    with unchanged_on_error(model):
+        _requantize(model, state_dict, quantization_map, device, strict)
+    return None
+
+
+@contextlib.contextmanager
+def unchanged_on_error(model: torch.nn.Module) -> Iterator[None]:
+    """Where the body fails, the tree of modules and what they hold is what it was before. Tensors
+    that were written to in place are not restored."""
+    tables = ("_modules", "_parameters", "_buffers")
+    saved = [
+        (m, type(m), dict(m.__dict__), {name: dict(m.__dict__[name]) for name in tables})
+        for m in model.modules()
+    ]
+    trains = {p: p.requires_grad for p in model.parameters()}
+    try:
+        yield
+    except BaseException:
+        for module, cls, state, entries in saved:
+            module.__class__ = cls
+            module.__dict__.clear()
+            module.__dict__.update(state)
+            for name, values in entries.items():
+                module.__dict__[name].clear()
+                module.__dict__[name].update(values)
+        for parameter, flag in trains.items():
+            parameter.requires_grad_(flag)
+        raise
+
+
+def _requantize(model, state_dict, quantization_map, device, strict: bool) -> None:
     _quantize_by_map(model, quantization_map)
     first = next(iter(model.parameters()), None)
     if device is None and first is not None:
@@ -233,3 +330,20 @@ def _retie(model: torch.nn.Module, ties: list) -> None:
         for module, other, _ in group[1:]:
             if other in module._parameters and name in first._parameters:
                 module._parameters[other] = first._parameters[name]
+            elif _same_codes(first._modules.get(name), module._modules.get(other)):
+                module._modules[other] = first._modules[name]
+
+
+def _same_codes(one: Any, other: Any) -> bool:
+    """Frozen weights of the same codes: shared floats that were frozen apart."""
+    if not isinstance(one, QWeight) or not isinstance(other, QWeight):
+        return False
+    parts, others = dict(one.named_parameters()), dict(other.named_parameters())
+    return (one.qtype, one.group_size, parts.keys()) == (
+        other.qtype,
+        other.group_size,
+        others.keys(),
+    ) and all(
+        part.shape == others[name].shape and bool((part == others[name]).all())
+        for name, part in parts.items()
+    )

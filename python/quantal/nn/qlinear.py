@@ -6,8 +6,11 @@ import torch
 
 from .._library import ops
 from .qmodule import QModuleMixin, register_qmodule
+from .straight_through import transforms_active
 
 __all__ = ["QLinear"]
+
+_linear = ops.linear.default
 
 
 @register_qmodule(torch.nn.Linear)
@@ -33,11 +36,21 @@ class QLinear(QModuleMixin, torch.nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """x (…, in) to (…, out), in x's dtype."""
-        if self.weight_qtype is None:
+        qtype = self.weight_qtype
+        if qtype is None:
             return torch.nn.functional.linear(self.fake_quantized(input), self.weight, self.bias)
-        data, scale, shift, latent = self.weight_parts()
-        activations, input_scale = self.activation_arguments()
-        return ops.linear(
-            input, data, scale, shift, self.bias, self.weight_qtype.name,
-            self.weight_group_size or 0, latent, activations, input_scale,
+        if transforms_active():
+            x = self.fake_quantized(input)
+            return torch.nn.functional.linear(x, self.float_weight(x.dtype), self.bias)
+        frozen = self._modules.get("weight")
+        if frozen is None:
+            data, scale, shift, latent = self.weight_parts()
+        else:
+            (data, scale, shift), latent = frozen.parts(), None
+        activations, input_scale = "", None
+        if self.activation_qtype is not None:
+            activations, input_scale = self.activation_arguments()
+        return _linear(
+            input, data, scale, shift, self.bias, qtype.name, self.weight_group_size or 0, latent,
+            activations, input_scale,
         )  # fmt: skip

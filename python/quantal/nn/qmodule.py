@@ -1,5 +1,6 @@
 """What every quantized module shares, and the table of modules that have a quantized kind."""
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from ..qtype import find_qtype
 from ..qtype import qtype as QType  # noqa: N812
 from ..tensor import QTensor, quantize_weight, wrap
 from .qweight import QWeight
+from .straight_through import straight_through, transforms_active
 
 __all__ = ["QModuleMixin", "quantize_module", "register_qmodule"]
 
@@ -52,7 +54,13 @@ def quantize_module(
     return None
 
 
-def _group_size(qtype: QType, row_length: int, wanted: int | None) -> int:
+def has_quantized_kind(module: torch.nn.Module) -> bool:
+    """Whether the table has a quantized kind for it."""
+    return any(isinstance(module, module_cls) for module_cls in _QMODULE_TABLE)
+
+
+def choose_group_size(qtype: QType, row_length: int, wanted: int | None) -> int:
+    """The wanted one, checked, or the default; 0: one group a row."""
     if wanted is None:
         return ops.default_group_size(qtype.name, row_length)
     if wanted < 0 or (wanted and (not qtype.is_affine or row_length % wanted)):
@@ -61,6 +69,44 @@ def _group_size(qtype: QType, row_length: int, wanted: int | None) -> int:
             f"and qint4 only), got {wanted} for {qtype.name}"
         )
     return wanted
+
+
+def weight_snr_db(exact: torch.Tensor, decoded: torch.Tensor) -> float | None:
+    """Signal-to-noise ratio of a quantization; None where there is no signal or no noise."""
+    if exact.is_meta:
+        return None
+    norm = torch.linalg.vector_norm
+    signal = norm(exact, dtype=torch.float64).item()
+    noise = norm(decoded.float() - exact.float(), dtype=torch.float64).item()
+    return 20 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+
+
+def freeze_for(
+    state_dict: dict[str, Any],
+    prefix: str,
+    qtype: QType,
+    group_size: int,
+    shape: torch.Size,
+    like: torch.Tensor,
+) -> tuple[tuple, int] | None:
+    """Empty parts that take the codes of a state_dict, and the group size that their shapes tell;
+    None where it has none. A scale without dimensions, optimum-quanto's form of a single row,
+    becomes one of this shape."""
+    data = state_dict.get(prefix + ("_data._data" if qtype.is_affine else "_data"))
+    scale = state_dict.get(prefix + "_scale")
+    if data is None or scale is None:
+        return None
+    if qtype.is_affine and data.ndim == 2 and scale.ndim == 2 and scale.shape[1] == 1:
+        is_grouped = scale.shape[0] != shape[0] or group_size
+        group_size = data.shape[1] if is_grouped else 0
+    if scale.ndim == 0:
+        state_dict[prefix + "_scale"] = scale.reshape([1] * len(shape))
+    empty = torch.empty(shape, dtype=like.dtype, device="meta")
+    parts = ops.encode(empty, qtype.name, group_size)
+    made = [torch.empty_like(part, device=like.device) for part in parts]
+    made[1] = made[1].to(scale.dtype)
+    made[2] = made[2].to(scale.dtype) if qtype.is_affine else None
+    return tuple(made), group_size
 
 
 class QModuleMixin:
@@ -79,6 +125,8 @@ class QModuleMixin:
 
     #: What a run-time scale spans: a token (the last dimension), or a whole sample.
     scale_per_sample: ClassVar[bool] = False
+    #: The `Calibration` that watches this module.
+    _calibration: Any = None
 
     def __init__(
         self,
@@ -107,7 +155,7 @@ class QModuleMixin:
         self.weight_group_size = None
         if self.weight_qtype is not None and self.weight is not None:
             rows = max(self.weight.shape[0], 1)
-            size = _group_size(self.weight_qtype, self.weight.numel() // rows, group_size)
+            size = choose_group_size(self.weight_qtype, self.weight.numel() // rows, group_size)
             self.weight_group_size = size or None
         if optimizer is None and self.weight_qtype is not None:
             optimizer = default_optimizer(self.weight_qtype)
@@ -155,7 +203,7 @@ class QModuleMixin:
         ):
             length = module.weight.numel() // max(module.weight.shape[0], 1)
             qmodule.weight_group_size = (
-                _group_size(qmodule.weight_qtype, length, group_size) or None
+                choose_group_size(qmodule.weight_qtype, length, group_size) or None
             )
         if "weight" in qmodule._parameters or module.weight is None:
             qmodule.weight = module.weight
@@ -181,8 +229,9 @@ class QModuleMixin:
         parameter of an unfrozen module."""
         frozen = self._modules.get("weight")
         if frozen is not None:
-            return (*frozen(), None)
-        return (*self._encode(self.weight), self.weight)
+            return (*frozen.parts(), None)
+        weight = self.weight
+        return (*self._encode(weight), weight)
 
     def _encode(self, weight: torch.Tensor) -> tuple:
         qtype, group = self.weight_qtype, self.weight_group_size or 0
@@ -230,10 +279,12 @@ class QModuleMixin:
         if self.weight_qtype is None:
             return self.weight.to(dtype)
         data, scale, shift, latent = self.weight_parts()
-        return ops.decode(
+        by_python = latent is not None and transforms_active()
+        value = ops.decode(
             data, scale, shift, self.weight_qtype.name, self.weight_group_size or 0,
-            list(self.weight.shape), dtype, latent,
+            list(self.weight.shape), dtype, None if by_python else latent,
         )  # fmt: skip
+        return straight_through(latent, value) if by_python else value
 
     def freeze(self) -> None:
         """Replaces the float weight by codes, which need no gradient. ValueError where it has a NaN
@@ -244,6 +295,7 @@ class QModuleMixin:
         ops.check_finite(weight.detach(), f"{self.name}.weight" if self.name else "weight")
         data, scale, shift = self._encode(weight)
         self._set_frozen(data, scale, shift, weight.shape, weight.dtype)
+        self.weight.snr_db = weight_snr_db(weight.detach(), self.weight.dequantize())
 
     def _set_frozen(self, data, scale, shift, shape, dtype) -> None:
         qweight = QWeight(
@@ -287,7 +339,7 @@ class QModuleMixin:
         return self.activation_qtype.name, self.input_scale if is_static else None
 
     def _is_calibrating(self) -> bool:
-        return getattr(self, "_calibration", None) is not None
+        return self._calibration is not None
 
     def fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
         """`x` rounded as the input of this module is."""
@@ -296,6 +348,9 @@ class QModuleMixin:
             return x
         if scale is None and isinstance(x, torch.Tensor) and ops.is_quantized(x):
             return ops.dequantize(x)
+        if transforms_active():
+            rounded = ops.fake_quantize(x.detach(), qtype, scale, self.scale_per_sample)
+            return straight_through(x, rounded)
         return ops.fake_quantize(x, qtype, scale, self.scale_per_sample)
 
     def quantize_input(self, module: torch.nn.Module, args: tuple) -> Any:
@@ -345,28 +400,21 @@ class QModuleMixin:
         """Codes that are about to be loaded need a frozen weight to go to."""
         if self.weight_qtype is None or self.weight is None:
             return
-        affine = self.weight_qtype.is_affine
-        data = state_dict.get(prefix + ("_data._data" if affine else "_data"))
-        scale = state_dict.get(prefix + "_scale")
-        if data is None or scale is None:
+        old_size = self.weight_group_size or 0
+        made = freeze_for(
+            state_dict, prefix, self.weight_qtype, old_size, self.weight.shape, self.weight
+        )
+        if made is None:
             return
-        if affine and data.ndim == 2 and scale.ndim == 2 and scale.shape[1] == 1:
-            is_grouped = scale.shape[0] != self.weight.shape[0] or self.weight_group_size
-            self.weight_group_size = data.shape[1] if is_grouped else None
-        if scale.ndim == 0:  # optimum-quanto's form of a single row
-            state_dict[prefix + "_scale"] = scale.reshape([1] * self.weight.ndim)
-        if self.frozen and self.weight.group_size == (self.weight_group_size or 0):
+        parts, group_size = made
+        self.weight_group_size = group_size or None
+        if self.frozen and self.weight.group_size == group_size:
             return
-        shape, dtype, device = self.weight.shape, self.weight.dtype, self.weight.device
-        empty = torch.empty(shape, dtype=dtype, device="meta")
-        parts = ops.encode(empty, self.weight_qtype.name, self.weight_group_size or 0)
-        made = [torch.empty_like(part, device=device) for part in parts]
-        made[1] = made[1].to(scale.dtype)
-        made[2] = made[2].to(scale.dtype) if affine else None
+        shape, dtype = self.weight.shape, self.weight.dtype
         if self.frozen:
             del self._modules["weight"]
             self._parameters["weight"] = None
-        self._set_frozen(*made, shape, dtype)
+        self._set_frozen(*parts, shape, dtype)
 
     def extra_repr(self) -> str:
         """The torch module's text and what is quantized."""

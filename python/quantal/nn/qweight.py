@@ -48,15 +48,29 @@ def _is_float8(t: torch.Tensor) -> bool:
 class _Parts(torch.nn.Module):
     """A module of Parts. Codes in float8 are floating point: ``.half()`` must not convert them."""
 
+    def parts(self) -> Any:
+        """What calling gives, without what a call costs where no hook wants it."""
+        if self._forward_pre_hooks or self._forward_hooks or "forward" in self.__dict__:
+            return self()
+        return self.forward()
+
     def _apply(self, fn: Callable, recurse: bool = True) -> "_Parts":
         def keep_codes(t: torch.Tensor) -> torch.Tensor:
             return fn(t.view(torch.uint8)).view(t.dtype) if _is_float8(t) else fn(t)
 
         super()._apply(keep_codes, recurse)
+        self._keep_parts()
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._keep_parts()
+
+    def _keep_parts(self) -> None:
+        """What torch puts in the place of a Part is a plain Parameter."""
         for name, value in self._parameters.items():
             if value is not None and not isinstance(value, Part):
                 self._parameters[name] = Part(value.data)
-        return self
 
 
 class PackedCodes(_Parts):
@@ -65,6 +79,10 @@ class PackedCodes(_Parts):
     def __init__(self, data: torch.Tensor) -> None:
         super().__init__()
         self._data = Part(data)
+
+    def forward(self) -> torch.Tensor:
+        """The bytes."""
+        return self._parameters["_data"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,6 +105,8 @@ class QWeight(QuantizedLike, _Parts):
 
     axis = 0
     grad = None
+    #: Signal-to-noise ratio of the quantization, where it is known.
+    snr_db: float | None = None
 
     def __init__(
         self,
@@ -105,7 +125,7 @@ class QWeight(QuantizedLike, _Parts):
         self.dtype = dtype
         self._data = PackedCodes(data) if qtype.is_affine else Part(data)
         self._scale = Part(scale)
-        self._shift = None if shift is None else Part(shift)
+        self.register_parameter("_shift", None if shift is None else Part(shift))
 
     @classmethod
     def of(cls, weight: QTensor) -> "QWeight":
@@ -116,12 +136,13 @@ class QWeight(QuantizedLike, _Parts):
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Data, scale and shift."""
-        data = self._data._data if self.qtype.is_affine else self._data
-        return data, self._scale, self._shift
+        parts, packed = self._parameters, self._modules.get("_data")
+        data = parts["_data"] if packed is None else packed.parts()
+        return data, parts["_scale"], parts["_shift"]
 
     def tensor(self) -> QTensor:
         """The parts as a QTensor."""
-        data, scale, shift = self()
+        data, scale, shift = self.parts()
         return wrap(
             ops.weight_from_parts(
                 data, scale, shift, self.qtype.name, self.group_size, list(self.shape), self.dtype
@@ -130,7 +151,7 @@ class QWeight(QuantizedLike, _Parts):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The float value, of `dtype` or the weight's."""
-        data, scale, shift = self()
+        data, scale, shift = self.parts()
         return ops.decode(
             data, scale, shift, self.qtype.name, self.group_size, list(self.shape),
             dtype or self.dtype,
@@ -211,6 +232,8 @@ class QWeight(QuantizedLike, _Parts):
                 f"expected {key} of {data.dtype} for {self.qtype.name}, got {given.dtype}"
             )
             return
+        if given is not None:
+            self.snr_db = None
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
