@@ -107,7 +107,9 @@ def test_quantizing_twice() -> None:
 
 def test_model_that_is_itself_a_module_to_replace() -> None:
     linear = nn.Linear(8, 8)
-    with pytest.raises(ValueError, match=r"itself a module to replace: call quantal.quantize_modul"):
+    with pytest.raises(
+        ValueError, match=r"itself a module to replace: call quantal.quantize_modul"
+    ):
         quantal.quantize(linear, weights="qint8")
     quantized = quantal.quantize_module(linear, weights="qint8")
     assert isinstance(quantized, quantal.QLinear)
