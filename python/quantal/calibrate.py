@@ -147,6 +147,7 @@ class Calibration(TorchFunctionMode):
             observer.output.update(output, self.momentum)
             self._sources[output] = module
 
+    @torch.inference_mode(False)  # the scales outlive the caller's mode
     def _set_scales(self, module: QModuleMixin, observer: _Observer) -> None:
         quantizes_output = observer.feeds_quantized or not self.streamline
         outputs = observer.output.absmax if quantizes_output else None

@@ -235,6 +235,7 @@ class QModuleMixin:
             list(self.weight.shape), dtype, latent,
         )  # fmt: skip
 
+    @torch.inference_mode(False)  # the codes outlive the caller's mode
     def freeze(self) -> None:
         """Replaces the float weight by codes, which need no gradient. ValueError where it has a NaN
         or infinity."""
