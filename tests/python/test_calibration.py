@@ -188,9 +188,14 @@ def test_an_exception_leaves_scales_as_they_were() -> None:
     with quantal.Calibration(streamline=False):
         model(batch(2.0))
     before = [scales(layer) for layer in model]
-    with pytest.raises(RuntimeError, match="stop"), quantal.Calibration(streamline=False):
-        model(batch(100.0))
-        raise RuntimeError("stop")
+
+    def calibrate_and_fail() -> None:
+        with quantal.Calibration(streamline=False):
+            model(batch(100.0))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        calibrate_and_fail()
     assert [scales(layer) for layer in model] == before
     assert isinstance(model(batch(2.0)), quantal.ActivationQBytesTensor)  # as before: quantized
 
