@@ -40,9 +40,13 @@ function(quantal_library target alias)
               PRIVATE ${PROJECT_SOURCE_DIR}/src)
   set_target_properties(
     ${target} PROPERTIES CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON
-                         VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}
                          EXPORT_NAME ${alias} POSITION_INDEPENDENT_CODE ON
                          INSTALL_RPATH "$ORIGIN")
+  # A wheel holds no links: each name of a versioned library would be a copy of it.
+  if(NOT QUANTAL_PYTHON_PACKAGE)
+    set_target_properties(
+      ${target} PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR})
+  endif()
   install(TARGETS ${target} EXPORT QuantalTargets-${alias}
           LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endfunction()

@@ -19,3 +19,9 @@ write_basic_package_version_file(QuantalConfigVersion.cmake COMPATIBILITY SameMi
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/QuantalConfig.cmake
               ${CMAKE_CURRENT_BINARY_DIR}/QuantalConfigVersion.cmake
         DESTINATION ${quantal_cmake_dir})
+
+# What the Python package must know of its build.
+if(QUANTAL_PYTHON_PACKAGE)
+  configure_file(cmake/_build.py.in _build.py @ONLY)
+  install(FILES ${CMAKE_CURRENT_BINARY_DIR}/_build.py DESTINATION .)
+endif()

@@ -5,15 +5,29 @@ from pathlib import Path
 
 import torch
 
-_PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent
 
 
 def library_path() -> Path:
     """The shared library that this process uses: QUANTAL_LIBRARY, or the one of the package."""
     named = os.environ.get("QUANTAL_LIBRARY")
-    if named:
-        return Path(named)
-    return _PACKAGE / "lib" / "libquantal.so"
+    return Path(named) if named else PACKAGE / "lib" / "libquantal.so"
+
+
+def _built_with() -> str | None:
+    """The torch that the package's library was built with; None for a library named in
+    QUANTAL_LIBRARY."""
+    if os.environ.get("QUANTAL_LIBRARY"):
+        return None
+    try:
+        from ._build import TORCH_VERSION
+    except ImportError:
+        return None
+    return TORCH_VERSION
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
 
 
 def _load() -> None:
@@ -22,6 +36,12 @@ def _load() -> None:
         raise ImportError(
             f"[quantal] expected the C++ library at {path}: install the package with pip, or name "
             "a built library in QUANTAL_LIBRARY"
+        )
+    built = _built_with()
+    if built is not None and _minor(built) != _minor(torch.__version__):
+        raise ImportError(
+            f"[quantal] expected torch {'.'.join(_minor(built))}, which the C++ library was built "
+            f"with, got {torch.__version__}: install Quantal again beside this torch"
         )
     torch.ops.load_library(str(path))
 

@@ -89,13 +89,13 @@ class Calibration(TorchFunctionMode):
             register = torch.nn.modules.module
             self._handles = [
                 register.register_module_forward_pre_hook(self._before),
-                register.register_module_forward_hook(self._after),
+                register.register_module_forward_hook(self._after, with_kwargs=True),
             ]
         else:
             for module in self._modules_of(self.model):
                 self._handles += [
                     module.register_forward_pre_hook(self._before, prepend=True),
-                    module.register_forward_hook(self._after, prepend=True),
+                    module.register_forward_hook(self._after, prepend=True, with_kwargs=True),
                 ]
         return self
 
@@ -158,22 +158,24 @@ class Calibration(TorchFunctionMode):
         return self._observers[module]
 
     def _before(self, module: torch.nn.Module, args: tuple) -> None:
-        observer = self._observer(module)
-        if observer is None or not args or not isinstance(args[0], torch.Tensor):
-            return
-        source = self._sources.get(args[0])
-        if source is not None and type(module) is not None and module.weight_qtype is not None:
-            self._observers[source].feeds_quantized = True
-        x = args[0].dequantize() if isinstance(args[0], QTensor) else args[0]
-        observer.input.update(x, self.momentum)
+        self._observer(module)  # from now on it computes in float
 
-    def _after(self, module: torch.nn.Module, args: tuple, output: Any) -> None:
+    def _after(self, module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         observer = self._observer(module)
-        if observer is None or not isinstance(output, torch.Tensor):
+        if observer is None:
             return
-        observer.output.update(output, self.momentum)
-        self._sources[output] = module
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(x, torch.Tensor):
+            source = self._sources.get(x)
+            if source is not None and module.weight_qtype is not None:
+                self._observers[source].feeds_quantized = True
+            x = x.dequantize() if isinstance(x, QTensor) else x
+            observer.input.update(x, self.momentum)
+        if isinstance(output, torch.Tensor):
+            observer.output.update(output, self.momentum)
+            self._sources[output] = module
 
+    @torch.inference_mode(False)  # the scales outlive the caller's mode
     def _set_scales(self, module: QModuleMixin, observer: _Observer) -> None:
         quantizes_output = observer.feeds_quantized or not self.streamline
         outputs = observer.output.absmax if quantizes_output else None

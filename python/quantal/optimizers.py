@@ -20,7 +20,8 @@ __all__ = [
 
 class Optimizer(ABC):
     """Base class. An own optimizer derives from SymmetricOptimizer or AffineOptimizer and
-    overrides ``optimize``."""
+    overrides ``optimize``. Where it returns scale 0, as ``range / levels`` does for a group of one
+    value, 1 is taken, which represents that value."""
 
     #: The C++ quantizer that gives the same result, where there is one.
     quantizer: str | None = None
@@ -41,6 +42,10 @@ def _rows(base: torch.Tensor, axis: int | None) -> torch.Tensor:
     return base.reshape(-1, base.shape[-1]).t().contiguous()
 
 
+def _never_zero(scale: torch.Tensor) -> torch.Tensor:
+    return scale.masked_fill(scale == 0, 1)
+
+
 def _scale_shape(base: torch.Tensor, axis: int | None) -> list[int]:
     shape = [1] * base.ndim
     if axis is None:
@@ -57,7 +62,7 @@ class SymmetricOptimizer(Optimizer):
             raise ValueError("axis parameter must be None, 0 (first axis) or -1 (last axis)")
         if axis is not None and base.shape[axis] == 1:
             axis = None
-        return self.optimize(base, qtype, axis)
+        return _never_zero(self.optimize(base, qtype, axis))
 
     def optimize(self, base: torch.Tensor, qtype: QType, axis: int | None = None) -> torch.Tensor:
         """The scale of `base`: 0-dim (axis None), or one for each index of the axis."""
@@ -91,6 +96,7 @@ class AffineOptimizer(Optimizer):
         if group_size is not None:
             base = group(base, axis, group_size)
         scale, shift = self.optimize(base, qtype, axis)
+        scale = _never_zero(scale)
         if zeropoint:
             shift = torch.clamp(torch.round(shift / scale), 0, 2**qtype.bits - 1).to(torch.uint8)
         return scale, shift

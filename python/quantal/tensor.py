@@ -217,11 +217,20 @@ for _name in [
     setattr(QuantizedLike, _name, _binary(_name))
 
 
+def _transposed_codes(data: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
+    """The transpose of codes of `rows` rows, both packed along their first dimension."""
+    shifts = range(0, 8, bits)
+    codes = torch.cat([(data >> shift) & (2**bits - 1) for shift in shifts])[:rows].t()
+    missing = -codes.shape[0] % len(shifts)
+    parts = torch.nn.functional.pad(codes, (0, 0, 0, missing)).chunk(len(shifts))
+    return sum(part << shift for part, shift in zip(parts, shifts, strict=True))
+
+
 class LastAxisWeight(QuantizedLike):
     """A weight with scales along the last axis: the transpose of a QTensor.
 
     ``_data``, ``_scale`` and ``_shift`` have optimum-quanto's shapes: grouped codes are
-    (group_size, groups), scales (1, groups).
+    (group_size, groups), packed along the first dimension, scales (1, groups).
     """
 
     axis = -1
@@ -234,6 +243,8 @@ class LastAxisWeight(QuantizedLike):
 
     @property
     def _data(self) -> torch.Tensor:
+        if self.qtype.is_affine:
+            return _transposed_codes(self._rows._data, self.qtype.bits, self._rows.shape[0])
         return self._rows._data.t()
 
     @property

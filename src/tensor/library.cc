@@ -4,8 +4,10 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
+#include <quantal/isa.h>
 #include <quantal/qtensor.h>
 
+#include "ops/cpu_kernels.h"
 #include "tensor/activation_ops.h"
 #include "tensor/attention.h"
 #include "tensor/autograd.h"
@@ -197,6 +199,12 @@ void register_ops(torch::Library& m) {
         [](const at::Tensor& t) { return std::string(parts(t).qtype.name); });
   m.def("group_size(Tensor t) -> int", [](const at::Tensor& t) { return parts(t).group_size; });
   m.def("is_activation(Tensor t) -> bool", [](const at::Tensor& t) { return is_activation(t); });
+  m.def("isa() -> str", [] { return std::string(isa_name(kernel_isa())); });
+  m.def("supported_isas() -> str[]", [] {
+    std::vector<std::string> names;
+    for (const Isa isa : supported_isas()) names.emplace_back(isa_name(isa));
+    return names;
+  });
   m.def("fallback_count() -> int", [] { return fallback_count(); });
   m.def("fallback_counts() -> Dict(str, int)", [] {
     c10::Dict<std::string, std::int64_t> counts;
@@ -233,6 +241,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse3, m) {
   // What readers of memory (tolist, numpy(force=True)) call first.
   m.impl("resolve_conj", float_value_ste);
   m.impl("resolve_neg", float_value_ste);
+  m.impl("dequantize.self", dequantize_ste);
   m.impl("detach", alias);
   m.impl("alias", alias);
   m.impl("relu", on_codes<relu_codes>());
@@ -273,6 +282,7 @@ TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse3, m) {
   m.impl("max_pool1d", max_pool1d);
   m.impl("resolve_conj", float_value_ste);
   m.impl("resolve_neg", float_value_ste);
+  m.impl("dequantize.self", dequantize_ste);
   register_all<&compute_autograd_kernel>(m, kComputeOps);
   register_all<&recurrent_autograd_kernel>(m, kRecurrentOps);
 }

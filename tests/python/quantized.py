@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 _BUILT = Path(__file__).parents[2] / "build" / "release" / "src" / "libquantal.so"
-torch.ops.load_library(os.environ.get("QUANTAL_LIBRARY", str(_BUILT)))
+# Where `import quantal` looks, too.
+torch.ops.load_library(os.environ.setdefault("QUANTAL_LIBRARY", str(_BUILT)))
 
 ops = torch.ops.quantal
 

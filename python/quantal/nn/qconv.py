@@ -23,6 +23,12 @@ class _QConv(QModuleMixin):
 
     scale_per_sample = True
 
+    def fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` rounded as the input of this module is."""
+        if x.ndim == len(self.kernel_size) + 1:  # one sample, without a batch's dimension
+            return super().fake_quantized(x.unsqueeze(0)).squeeze(0)
+        return super().fake_quantized(x)
+
     @classmethod
     def qcreate(
         cls, module: Any, weights: Any, activations: Any = None, optimizer: Any = None,

@@ -286,6 +286,7 @@ class QModuleMixin:
         )  # fmt: skip
         return straight_through(latent, value) if by_python else value
 
+    @torch.inference_mode(False)  # the codes outlive the caller's mode
     def freeze(self) -> None:
         """Replaces the float weight by codes, which need no gradient. ValueError where it has a NaN
         or infinity."""

@@ -1,0 +1,87 @@
+"""The programs of examples/, on little data."""
+
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+RUNNER = Path(os.environ["QUANTAL_LIBRARY"]).parents[1] / "examples" / "aoti" / "quantal-aoti"
+
+
+def run(*command: object) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "python"), "TQDM_DISABLE": "1"}
+    return subprocess.run(
+        [str(part) for part in command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def write_idx(path: Path, values: torch.Tensor) -> None:
+    header = bytes([0, 0, 8, values.ndim])
+    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+    data = header + sizes + bytes(values.flatten().tolist())
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Sixty images of noise, whose label shows as a bright row."""
+    for part, suffix in (("train", ""), ("t10k", ".gz")):
+        labels = torch.arange(60) % 10
+        pixels = torch.randint(0, 100, (60, 28, 28))
+        pixels[torch.arange(60), 2 * labels + 4] = 255
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte{suffix}", pixels)
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte{suffix}", labels)
+    return tmp_path
+
+
+def test_fashion_mnist(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    program = EXAMPLES / "python" / "fashion_mnist.py"
+    options = ("--data", images, "--out", out, "--epochs", "2", "--batch-size", "10")
+    done = run(sys.executable, program, *options)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("weights, activations"))
+    rows = {line[:24].strip(): line[24:].split() for line in lines[header + 1 :]}
+    assert list(rows) == [
+        *("float", "qint8", "qint4", "qint2", "qfloat8"),
+        *("qint8, dynamic qint8", "qint8, qint8", "qint8, qint8, trained"),
+    ]
+    accuracy = {scheme: float(row[0]) for scheme, row in rows.items()}
+    assert accuracy["float"] > 50
+    for scheme in ("qint8", "qint8, dynamic qint8", "qint8, qint8"):
+        assert accuracy[scheme] == pytest.approx(accuracy["float"], abs=5)
+    sizes = {scheme: int(row[2].replace(",", "")) for scheme, row in rows.items()}
+    assert sizes["qint2"] < sizes["qint4"] < sizes["qint8"] < sizes["float"] / 3.5
+    assert sorted(p.stat().st_size for p in out.glob("*.safetensors")) == sorted(sizes.values())
+
+
+def test_fashion_mnist_without_data(tmp_path: Path) -> None:
+    program = EXAMPLES / "python" / "fashion_mnist.py"
+    done = run(sys.executable, program, "--data", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("fashion_mnist: error: ")
+    assert "dataset-fashion-mnist" in done.stderr
+
+
+@pytest.mark.skipif(not RUNNER.exists(), reason="the examples are not built")
+def test_exported_model_runs_without_python(tmp_path: Path) -> None:
+    done = run(sys.executable, EXAMPLES / "aoti" / "export.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run(RUNNER, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "operations on dequantized values: 0" in done.stdout
+    (tmp_path / "model.pt2").unlink()
+    done = run(RUNNER, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("quantal-aoti: error: ")

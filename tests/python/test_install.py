@@ -1,0 +1,145 @@
+"""The package as pip lays it out: it finds its library, and C++ projects find it.
+
+The tree is made by `cmake --install` of the build folder, since a wheel takes too long to build."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import quantal
+import torch
+from quantal.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+BUILD = Path(os.environ["QUANTAL_LIBRARY"]).parents[1]
+PACKAGE = Path(quantal.__file__).parent
+
+pytestmark = pytest.mark.skipif(
+    not (BUILD / "CMakeCache.txt").exists(), reason="the library is not in a build folder"
+)
+
+
+def cached(name: str) -> str:
+    """A variable of the build folder."""
+    cache = (BUILD / "CMakeCache.txt").read_text()
+    found = re.search(rf"^{name}:\w+=(.*)$", cache, re.MULTILINE)
+    return found[1] if found else ""
+
+
+@pytest.fixture(scope="module")
+def site() -> Path:
+    """A folder with the packages quantal and torch, as site-packages has them. Always the same one,
+    so that the compiler's cache knows what is compiled against it."""
+    folder = BUILD / "python-install"
+    shutil.rmtree(folder, ignore_errors=True)
+    package = folder / "quantal"
+    install = ["cmake", "--install", str(BUILD), "--prefix", str(package)]
+    subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PACKAGE, package, ignore=ignored, dirs_exist_ok=True)
+    (folder / "torch").symlink_to(Path(torch.__file__).parent)
+    return folder
+
+
+def run(site: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """Python with that folder, as a user of the package runs it."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("QUANTAL_")}
+    environment |= {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1", **variables}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_package_finds_its_library(site: Path) -> None:
+    program = (
+        "import torch, quantal;"
+        "m = torch.nn.Sequential(torch.nn.Linear(64, 4));"
+        "quantal.quantize(m, weights='qint4'); quantal.freeze(m);"
+        "print(m(torch.ones(1, 64)).shape, quantal.library_path())"
+    )
+    done = run(site, "-c", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split(") ")[0].endswith("[1, 4]")
+    assert Path(done.stdout.split()[-1]) == site / "quantal" / "lib" / "libquantal.so"
+
+
+def test_what_the_command_prints(site: Path) -> None:
+    done = run(site, "-m", "quantal", "--version", "--isa", "--cmake-dir")
+    version, isa, cmake_dir = done.stdout.splitlines()
+    assert version.startswith(f"quantal {quantal.__version__}, torch {torch.__version__}, {site}")
+    best = quantal._library.ops.supported_isas()[0]
+    assert isa.startswith(f"{best} (the best of them; this processor runs {best}")
+    assert Path(cmake_dir) == site / "quantal" / "lib" / "cmake" / "Quantal"
+
+
+def test_help_without_arguments(capsys: pytest.CaptureFixture) -> None:
+    assert main([]) == 0
+    assert "--cmake-dir" in capsys.readouterr().out
+
+
+def test_one_version_everywhere() -> None:
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    found = re.search(r"project\(Quantal VERSION (?P<value>[0-9.]+)", cmake)
+    assert found["value"] == quantal.__version__
+
+
+def test_pip_fetches_no_torch_to_build_with() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    (requires,) = re.findall(r"^requires = (.*)$", project, re.MULTILINE)
+    assert "torch" not in requires
+
+
+def test_instruction_set_by_name(site: Path) -> None:
+    done = run(site, "-m", "quantal", "--isa", QUANTAL_ISA="portable")
+    assert done.stdout.startswith("portable (which QUANTAL_ISA names; this processor runs ")
+
+
+def test_instruction_set_that_is_not_there(site: Path) -> None:
+    done = run(site, "-m", "quantal", "--isa", QUANTAL_ISA="mmx")
+    assert done.returncode == 1
+    assert "QUANTAL_ISA is 'mmx', which is no instruction set" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_library_that_is_not_there(site: Path) -> None:
+    done = run(site, "-c", "import quantal", QUANTAL_LIBRARY="/nowhere/libquantal.so")
+    assert done.returncode == 1
+    assert "ImportError: [quantal] expected the C++ library at /nowhere/libqu" in done.stderr
+
+
+def test_library_of_another_torch(site: Path) -> None:
+    build = site / "quantal" / "_build.py"
+    try:
+        build.write_text('TORCH_VERSION = "1.13.1"\n')
+        done = run(site, "-c", "import quantal")
+    finally:
+        build.unlink()
+    assert "ImportError: [quantal] expected torch 1.13, which the C++ library was" in done.stderr
+
+
+def test_cmake_dir_of_a_source_tree(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--cmake-dir"]) == 1
+    assert "this package was not installed by pip" in capsys.readouterr().err
+
+
+def test_cpp_project_builds_against_the_package(site: Path) -> None:
+    """tests/consumer, which finds both libraries by that one folder."""
+    options = {
+        "Quantal_DIR": site / "quantal" / "lib" / "cmake" / "Quantal",
+        "CMAKE_BUILD_TYPE": "Release",
+        "CMAKE_CXX_COMPILER": cached("CMAKE_CXX_COMPILER"),
+        "CMAKE_CXX_COMPILER_LAUNCHER": cached("CCACHE_PROGRAM"),
+    }
+    build = site / "consumer"
+    defined = [f"-D{name}={value}" for name, value in options.items()]
+    source = str(ROOT / "tests" / "consumer")
+    for command in (
+        ["cmake", "-G", "Ninja", "-S", source, "-B", str(build), *defined],
+        ["cmake", "--build", str(build), "--parallel", "2"],
+        ["ctest", "--test-dir", str(build), "--output-on-failure"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
