@@ -4,11 +4,23 @@ import quantal
 
 quantal.quantize(model, weights=quantal.qint4)
 quantal.freeze(model)
+
+QUANTAL_COMPAT=1 in the environment makes ``optimum.quanto`` resolve to this package, as
+``import quantal.compat`` does.
 """
+
+import os as _os
+from typing import Any as _Any
 
 from ._library import library_path
 from .calibrate import Calibration
 from .grouped import axis_to_dim, group, grouped_shape, ungroup
+from .models import (
+    QuantizedDiffusersModel,
+    QuantizedModelForCausalLM,
+    QuantizedPixArtTransformer2DModel,
+    QuantizedTransformersModel,
+)
 from .nn import (
     QConv1d,
     QConv2d,
@@ -82,6 +94,10 @@ __all__ = [
     "QModuleMixin",
     "QTensor",
     "QWeight",
+    "QuantizedDiffusersModel",
+    "QuantizedModelForCausalLM",
+    "QuantizedPixArtTransformer2DModel",
+    "QuantizedTransformersModel",
     "SymmetricOptimizer",
     "WeightQBitsTensor",
     "WeightQBytesTensor",
@@ -111,3 +127,16 @@ __all__ = [
     "requantize",
     "ungroup",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """QuantalConfig, which needs transformers, is imported when it is asked for."""
+    if name == "QuantalConfig":
+        from .integrations.transformers import QuantalConfig
+
+        return QuantalConfig
+    raise AttributeError(f"module 'quantal' has no attribute '{name}'")
+
+
+if _os.environ.get("QUANTAL_COMPAT", "0") not in ("", "0"):
+    from . import compat as compat

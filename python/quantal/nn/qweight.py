@@ -48,6 +48,12 @@ def _is_float8(t: torch.Tensor) -> bool:
 class _Parts(torch.nn.Module):
     """A module of Parts. Codes in float8 are floating point: ``.half()`` must not convert them."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Loaders of checkpoints set plain tensors.
+        if name in self.__dict__.get("_parameters", ()) and isinstance(value, torch.Tensor):
+            value = value if isinstance(value, Part) else Part(value)
+        super().__setattr__(name, value)
+
     def _apply(self, fn: Callable, recurse: bool = True) -> "_Parts":
         def keep_codes(t: torch.Tensor) -> torch.Tensor:
             return fn(t.view(torch.uint8)).view(t.dtype) if _is_float8(t) else fn(t)
