@@ -218,8 +218,8 @@ class _Layout:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(
-            f"[quantal.compat] {type(self).__name__} is a layout of optimum-quanto's kernels, which "
-            "Quantal has no use for: make weights with quantize_weight()"
+            f"[quantal.compat] {type(self).__name__} is a layout of optimum-quanto's kernels, "
+            "which Quantal has no use for: make weights with quantize_weight()"
         )
 
 

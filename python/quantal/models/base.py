@@ -63,7 +63,7 @@ class QuantizedModel:
 
     @classmethod
     def _empty_model(cls, folder: Path, source: Any, options: dict[str, Any]) -> torch.nn.Module:
-        """The model that the folder's configuration describes, its parameters on the meta device."""
+        """The model of the folder's configuration, its parameters on the meta device."""
         raise NotImplementedError
 
     @classmethod
