@@ -139,6 +139,7 @@ for qtype in qtypes:
 
 
 @pytest.mark.skipif(int(transformers.__version__[0]) > 4, reason="optimum-quanto 0.2.7 fits 4")
+@pytest.mark.parametrize("llama", ["untied"], indirect=True)
 def test_exchange_with_optimum_quanto(llama, llama_folder, tokens, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     ours.mkdir()
