@@ -4,12 +4,24 @@ import quantal
 
 quantal.quantize(model, weights=quantal.qint4)
 quantal.freeze(model)
+
+QUANTAL_COMPAT=1 in the environment makes ``optimum.quanto`` resolve to this package, as
+``import quantal.compat`` does.
 """
+
+import os as _os
+from typing import Any as _Any
 
 from ._library import library_path
 from .calibrate import Calibration
 from .checkpoint import load, save
 from .grouped import axis_to_dim, group, grouped_shape, ungroup
+from .models import (
+    QuantizedDiffusersModel,
+    QuantizedModelForCausalLM,
+    QuantizedPixArtTransformer2DModel,
+    QuantizedTransformersModel,
+)
 from .nn import (
     QConv1d,
     QConv2d,
@@ -87,6 +99,10 @@ __all__ = [
     "QParameter",
     "QTensor",
     "QWeight",
+    "QuantizedDiffusersModel",
+    "QuantizedModelForCausalLM",
+    "QuantizedPixArtTransformer2DModel",
+    "QuantizedTransformersModel",
     "Report",
     "SymmetricOptimizer",
     "WeightQBitsTensor",
@@ -121,3 +137,16 @@ __all__ = [
     "save",
     "ungroup",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """QuantalConfig, which needs transformers, is imported when it is asked for."""
+    if name == "QuantalConfig":
+        from .integrations.transformers import QuantalConfig
+
+        return QuantalConfig
+    raise AttributeError(f"module 'quantal' has no attribute '{name}'")
+
+
+if _os.environ.get("QUANTAL_COMPAT", "0") not in ("", "0"):
+    from . import compat as compat

@@ -54,6 +54,12 @@ class _Parts(torch.nn.Module):
             return self()
         return self.forward()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Loaders of checkpoints set plain tensors.
+        if name in self.__dict__.get("_parameters", ()) and isinstance(value, torch.Tensor):
+            value = value if isinstance(value, Part) else Part(value)
+        super().__setattr__(name, value)
+
     def _apply(self, fn: Callable, recurse: bool = True) -> "_Parts":
         def keep_codes(t: torch.Tensor) -> torch.Tensor:
             return fn(t.view(torch.uint8)).view(t.dtype) if _is_float8(t) else fn(t)

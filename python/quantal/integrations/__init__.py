@@ -1,0 +1,1 @@
+"""Quantal inside other libraries. Each module imports the library that it is named after."""

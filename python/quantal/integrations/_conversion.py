@@ -1,0 +1,34 @@
+"""The operation by which transformers 5 quantizes a tensor that it loads."""
+
+from typing import Any
+
+import torch
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.quantizers_utils import get_module_from_name
+
+__all__ = ["QuantizeOnLoad"]
+
+
+class QuantizeOnLoad(ConversionOps):
+    """Loads a float weight into its layer and freezes that."""
+
+    def __init__(self, hf_quantizer: Any) -> None:
+        self.hf_quantizer = hf_quantizer
+
+    def convert(
+        self,
+        input_dict: dict[str, list[torch.Tensor]],
+        model: Any = None,
+        full_layer_name: str | None = None,
+        missing_keys: set[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, torch.Tensor]:
+        """Nothing is left for transformers to load."""
+        (values,) = input_dict.values()
+        value = values[0] if isinstance(values, (list, tuple)) else values
+        self.hf_quantizer.load_and_freeze(model, full_layer_name, value)
+        module, _ = get_module_from_name(model, full_layer_name)
+        module._is_hf_initialized = True
+        for name in ("weight", "input_scale", "output_scale"):
+            missing_keys.discard(f"{full_layer_name.rpartition('.')[0]}.{name}")
+        return {}
