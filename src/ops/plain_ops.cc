@@ -8,6 +8,7 @@
 #include <quantal/quantizer.h>
 
 #include "ops/canonical_weight.h"
+#include "ops/cpu_weights.h"
 #include "ops/fake_quantize.h"
 #include "quantizers/weight_scheme.h"
 
@@ -211,6 +212,9 @@ at::Tensor decode_any_device(const at::Tensor& data, const at::Tensor& scale,
   WeightCodes codes =
       canonical_codes("decode", data, scale, shift, qtype_of(qtype), group_size, sizes);
   codes.wide = is_wide(codes.scale, codes.shift, codes.qtype.bits);
+  if (gathers_on_cpu(codes, dtype)) {
+    return gather_on_cpu(codes, at::arange(codes.rows(), at::kLong), dtype);
+  }
   return decode_weight(codes, dtype);
 }
 
