@@ -38,7 +38,7 @@ class QuantizedLoraLinear(Linear):
         for name in names:
             if name in self.lora_variant or self.lora_bias[name]:
                 raise NotImplementedError(
-                    f"[quantal.peft] adapter '{name}' is a variant of LoRA (DoRA, bias, …), which "
+                    f"[quantal.peft] adapter '{name}' is more than LoRA (a variant, or a bias): it "
                     "cannot be merged into a quantized layer"
                 )
         if not names:
@@ -72,6 +72,8 @@ def _takes_quantized(dispatch: Any) -> Any:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         is_frozen = isinstance(base, QLinear) and isinstance(base._modules.get("weight"), QWeight)
         if is_frozen and kwargs.get("parameter_name") is None:
+            if getattr(config, "use_dora", False):
+                raise NotImplementedError("[quantal.peft] DoRA needs a float layer, got a QLinear")
             kwargs.pop("parameter_name", None)
             return QuantizedLoraLinear(target, adapter_name, config=config, **kwargs)
         return dispatch(target, adapter_name, config, **kwargs)

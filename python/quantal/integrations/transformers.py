@@ -22,7 +22,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..nn import PackedCodes, QConv1d, QConv2d, QConv3d, QLinear, QModuleMixin, QWeight
+from ..nn import PackedCodes, QModuleMixin, QWeight
 from ..nn.qmodule import DYNAMIC, quantize_module
 from ..optimizers import AbsmaxOptimizer, HqqOptimizer, MaxOptimizer, Optimizer
 from ..qtype import find_qtype, qfloat8_e4m3fnuz
@@ -38,7 +38,7 @@ _OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 _FIELDS = ("weights", "activations", "group_size", "optimizer")
 # What is quantized where no pattern names it.
-_DEFAULT_KINDS = (QLinear, QConv1d, QConv2d, QConv3d)
+_DEFAULT_KINDS = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 Override = str | dict[str, Any] | None
 Overrides = dict[str, Override] | list[list]
@@ -165,7 +165,8 @@ class QuantalHfQuantizer(HfQuantizer):
         tied = _tied_names(model)
         for name, module in list(model.named_modules()):
             is_named, scheme = config.named_scheme(name)
-            if scheme is None or not (is_named or not _is_listed(name, float_parts)):
+            by_default = isinstance(module, _DEFAULT_KINDS) and not _is_listed(name, float_parts)
+            if scheme is None or not (is_named or by_default):
                 continue
             optimizer = _OPTIMIZERS[scheme["optimizer"]]() if scheme["optimizer"] else None
             try:
@@ -175,7 +176,7 @@ class QuantalHfQuantizer(HfQuantizer):
                 )  # fmt: skip
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            if quantized is None or not (is_named or isinstance(quantized, _DEFAULT_KINDS)):
+            if quantized is None:
                 continue
             if f"{name}.weight" in tied:
                 raise ValueError(

@@ -34,14 +34,12 @@ def adapted(llama, weights: str, tokens: torch.Tensor, steps: int = 5):
 
 @pytest.mark.parametrize("weights", QTYPES)
 def test_adapters_train(llama, tokens, weights: str) -> None:
-    before = None
     model, losses = adapted(llama, weights, tokens)
     assert losses[-1] < losses[0] - 0.1
     names = {n.split(".")[-3] for n, p in model.named_parameters() if p.requires_grad}
     assert names == {"lora_A", "lora_B"}
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     assert isinstance(layer, quantal.integrations.peft.QuantizedLoraLinear)
-    assert before is None
 
 
 @pytest.mark.parametrize("weights", QTYPES)
@@ -96,10 +94,14 @@ def test_a_broken_adapter_changes_nothing(llama, tokens) -> None:
     assert not layer.merged
 
 
-def test_dora_is_not_merged(llama) -> None:
+def test_what_cannot_be_is_said(llama, tokens) -> None:
     quantal.quantize(llama, weights="qint8", include="*.q_proj")
     quantal.freeze(llama)
-    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
-    model = get_peft_model(llama, config)
-    with pytest.raises(NotImplementedError, match="DoRA"):
-        model.merge_adapter()
+    with pytest.raises(NotImplementedError, match="DoRA needs a float layer"):
+        get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+
+
+def test_float_layers_are_pefts(llama) -> None:
+    model = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"]))
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    assert type(layer).__module__.startswith("peft.")
