@@ -49,10 +49,36 @@ void in_blocks(Isa isa, const Args& args, std::int64_t tokens, Kernel kernel,
   });
 }
 
+// Whether rows lie one after the other in whole bytes, in groups of whole lines without padding.
+bool lies_plain(const PackedLayout& layout) {
+  const WeightSpec& spec = layout.spec();
+  const std::int64_t sections = layout.depth() / 4;
+  return spec.rows % sections == 0 && layout.group_columns(0) * layout.groups() == spec.columns &&
+         (spec.group_size == 0 || spec.group_size == layout.group_columns(0)) &&
+         layout.group_columns(0) % std::max<std::int64_t>(8, layout.depth()) == 0;
+}
+
+// Runs the kernel for a few tokens, where there is one for them.
+template <typename Args>
+bool runs_few(Isa isa, const Args& args, std::int64_t tokens, const CanonicalWeight& weight,
+              const ParallelFor& parallel_for) {
+#if defined(__x86_64__)
+  if (isa != Isa::kPortable && tokens > 0 && tokens <= kFewCanonicalTokens &&
+      lies_plain(*args.layout)) {
+    few_from_canonical__avx2(args, weight, parallel_for);
+    return true;
+  }
+#endif
+  static_cast<void>(isa), static_cast<void>(args), static_cast<void>(tokens);
+  static_cast<void>(weight), static_cast<void>(parallel_for);
+  return false;
+}
+
 }  // namespace
 
 void linear_from_canonical(Isa isa, const LinearArgs& args, const CanonicalWeight& weight,
                            const ParallelFor& parallel_for) {
+  if (runs_few(isa, args, args.tokens, weight, parallel_for)) return;
   in_blocks(isa, args, args.tokens, find_linear(isa, args.layout->spec()), weight, parallel_for);
 }
 

@@ -9,15 +9,28 @@
 namespace quantal::kernels {
 
 /// The linear that find_linear() gives, over `weight`: args.layout is that of the whole weight,
-/// args.weight is not read. Every thread packs a block of rows into its cache and computes with it,
-/// so a call takes no memory of the weight's size. The same bits as over a packed weight.
+/// args.weight is not read. A few tokens are multiplied by rows as they lie, where the processor
+/// has a kernel for that; for more, every thread packs a block of rows into its cache and computes
+/// with it, so a call takes no memory of the weight's size. The same bits for any number of
+/// threads.
 QUANTAL_API void linear_from_canonical(Isa isa, const LinearArgs& args,
                                        const CanonicalWeight& weight,
                                        const ParallelFor& parallel_for);
 
-/// The same with int8 activations. Precondition: find_integer_linear() has a kernel.
+/// The same with int8 activations, and the same bits as over a packed weight. Precondition:
+/// find_integer_linear() has a kernel.
 QUANTAL_API void integer_linear_from_canonical(Isa isa, const IntegerLinearArgs& args,
                                                const CanonicalWeight& weight,
                                                const ParallelFor& parallel_for);
+
+/// Tokens that are multiplied by rows as they lie.
+constexpr std::int64_t kFewCanonicalTokens = 4;
+
+/// At most that many tokens, one or more. Precondition: rows of whole bytes and of whole groups
+/// (canonical_linear.cc).
+void few_from_canonical__avx2(const LinearArgs& args, const CanonicalWeight& weight,
+                              const ParallelFor& parallel_for);
+void few_from_canonical__avx2(const IntegerLinearArgs& args, const CanonicalWeight& weight,
+                              const ParallelFor& parallel_for);
 
 }  // namespace quantal::kernels
