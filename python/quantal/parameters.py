@@ -105,9 +105,10 @@ class _HasLiveParameters:
     _float_class: type = torch.nn.Module
 
     def _load_from_state_dict(self, state_dict, prefix, *rest: Any) -> None:
-        for name in self._live_names:
+        plain = self._float_class
+        for name in self._live_names:  # the class changes on the way
             _freeze_for_state(self, name, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        plain._load_from_state_dict(self, state_dict, prefix, *rest)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__

@@ -215,7 +215,8 @@ at::Tensor decode_any_device(const at::Tensor& data, const at::Tensor& scale,
   if (gathers_on_cpu(codes, dtype)) {
     return gather_on_cpu(codes, at::arange(codes.rows(), at::kLong), dtype);
   }
-  return decode_weight(codes, dtype);
+  // Rows whose last group is short are a view of whole groups; compiled code counts on dense rows.
+  return decode_weight(codes, dtype).contiguous();
 }
 
 at::Tensor decode_meta(const at::Tensor& data, const at::Tensor&, const MaybeTensor&,
@@ -263,7 +264,7 @@ at::Tensor embedding_any_device(const at::Tensor& indices, const at::Tensor& dat
   const at::Tensor flat = indices.reshape(-1).to(at::kLong);
   std::vector<std::int64_t> shape = indices.sizes().vec();
   shape.insert(shape.end(), sizes.begin() + 1, sizes.end());
-  return decode_rows(codes, flat, dtype).reshape(shape);
+  return decode_rows(codes, flat, dtype).reshape(shape).contiguous();
 }
 
 at::Tensor embedding_meta(const at::Tensor& indices, const at::Tensor& data, const at::Tensor&,

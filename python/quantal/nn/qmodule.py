@@ -347,7 +347,8 @@ class QModuleMixin:
         qtype, scale = self.activation_arguments()
         if not qtype:
             return x
-        if scale is None and isinstance(x, torch.Tensor) and ops.is_quantized(x):
+        # Compiled code has no quantized tensors: it sees float values.
+        if scale is None and not torch.compiler.is_compiling() and ops.is_quantized(x):
             return ops.dequantize(x)
         if transforms_active():
             rounded = ops.fake_quantize(x.detach(), qtype, scale, self.scale_per_sample)
