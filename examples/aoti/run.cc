@@ -5,8 +5,10 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <string>
 #include <vector>
 
+#include <ATen/ATen.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/serialization/pickle.h>
 
@@ -19,11 +21,21 @@ std::vector<at::Tensor> load_sample(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   TORCH_CHECK(file, "cannot read ", path.string());
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
-  return torch::jit::pickle_load(bytes).toTensorVector();
+  const c10::IValue saved = torch::jit::pickle_load(bytes);
+  std::vector<at::Tensor> sample;
+  for (const c10::IValue& value : saved.toListRef()) {
+    sample.push_back(value.toTensor());
+  }
+  return sample;
 }
 
 double largest_difference(const at::Tensor& a, const at::Tensor& b) {
   return (a - b).abs().max().item<double>();
+}
+
+int fail(const std::string& message) {
+  std::cerr << "quantal-aoti: error: " << message << std::endl;
+  return 1;
 }
 
 }  // namespace
@@ -47,8 +59,9 @@ int main(int argc, char** argv) {
     std::cout << "largest difference from Python: " << difference
               << "; operations on dequantized values: " << quantal::fallback_count() << std::endl;
     return difference < 1e-4 ? 0 : 1;
+  } catch (const c10::Error& error) {
+    return fail(error.what_without_backtrace());
   } catch (const std::exception& error) {
-    std::cerr << "quantal-aoti: error: " << error.what() << std::endl;
-    return 1;
+    return fail(error.what());
   }
 }
