@@ -86,17 +86,13 @@ class Calibration(TorchFunctionMode):
     def __enter__(self) -> "Calibration":
         super().__enter__()
         if self.model is None:
-            register = torch.nn.modules.module
-            self._handles = [
-                register.register_module_forward_pre_hook(self._before),
-                register.register_module_forward_hook(self._after, with_kwargs=True),
-            ]
+            hook = torch.nn.modules.module.register_module_forward_pre_hook(self._before)
+            self._handles = [hook]
         else:
-            for module in self._modules_of(self.model):
-                self._handles += [
-                    module.register_forward_pre_hook(self._before, prepend=True),
-                    module.register_forward_hook(self._after, prepend=True, with_kwargs=True),
-                ]
+            self._handles = [
+                module.register_forward_pre_hook(self._before, prepend=True)
+                for module in self._modules_of(self.model)
+            ]
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -154,11 +150,14 @@ class Calibration(TorchFunctionMode):
             return None
         if module not in self._observers:
             self._observers[module] = _Observer()
-            module._calibration = self
+            module._calibration = self  # from now on it computes in float
+            self._handles.append(
+                module.register_forward_hook(self._after, prepend=True, with_kwargs=True)
+            )
         return self._observers[module]
 
     def _before(self, module: torch.nn.Module, args: tuple) -> None:
-        self._observer(module)  # from now on it computes in float
+        self._observer(module)
 
     def _after(self, module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         observer = self._observer(module)

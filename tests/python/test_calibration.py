@@ -200,6 +200,23 @@ def test_an_exception_leaves_scales_as_they_were() -> None:
     assert isinstance(model(batch(2.0)), quantal.ActivationQBytesTensor)  # as before: quantized
 
 
+def hooks(*modules: nn.Module) -> int:
+    """How many there are: torch's own for all modules, and those of these."""
+    every = vars(torch.nn.modules.module).items()
+    count = sum(len(v) for k, v in every if k.startswith("_global_forward"))
+    return count + sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_leaves_no_hooks(named: bool) -> None:
+    model = model_of(identity(), identity())
+    before = hooks(*model)
+    with quantal.Calibration(model if named else None):
+        model(batch(2.0))
+        assert hooks(*model) > before
+    assert hooks(*model) == before
+
+
 def test_an_error_of_the_model_leaves_no_hooks() -> None:
     model = model_of(identity())
     with pytest.raises(ValueError, match="expected"), quantal.Calibration(streamline=False):

@@ -4,6 +4,7 @@ import pytest
 import quantal
 import torch
 from module_kinds import CONVOLUTIONS, KINDS, WEIGHTED
+from quantal.nn.qmodule import _QMODULE_TABLE
 from quantized import QTYPES, ops
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -303,11 +304,7 @@ class Scaled(nn.Linear):
 
 @pytest.fixture
 def own_module():
-    """Registers QScaled for the time of a test, ahead of nn.Linear's own."""
-    from quantal.nn import qmodule
-
-    table = dict(qmodule._QMODULE_TABLE)
-    qmodule._QMODULE_TABLE.clear()
+    """Registers QScaled for the time of a test."""
 
     @quantal.register_qmodule(Scaled)
     class QScaled(quantal.QModuleMixin, Scaled):
@@ -322,10 +319,8 @@ def own_module():
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return 2 * F.linear(input, self.qweight, bias=self.bias)
 
-    qmodule._QMODULE_TABLE.update(table)
     yield QScaled
-    qmodule._QMODULE_TABLE.clear()
-    qmodule._QMODULE_TABLE.update(table)
+    del _QMODULE_TABLE[Scaled]
 
 
 @pytest.mark.parametrize("activations", [None, "qint8"])
@@ -347,7 +342,7 @@ def test_register_qmodule(own_module: type, qtype: str, activations: str | None)
         torch.testing.assert_close(model(x) + 0.0, expected, rtol=0.05, atol=0.05)
 
 
-def test_registered_base_class_comes_after_the_derived_one(own_module: type) -> None:
+def test_the_most_derived_registered_class_counts(own_module: type) -> None:
     model = nn.Sequential(Scaled(8, 8), nn.Linear(8, 8))
     quantal.quantize(model, weights="qint8")
     assert [type(m) for m in model] == [own_module, quantal.QLinear]

@@ -48,8 +48,9 @@ def quantize_module(
     """The quantized kind of `module`, sharing its parameters; None where it has none."""
     if isinstance(module, QModuleMixin):
         return None
-    for module_cls, cls in _QMODULE_TABLE.items():
-        if isinstance(module, module_cls):
+    for module_cls in type(module).__mro__:  # the most derived that is registered
+        if module_cls in _QMODULE_TABLE:
+            cls = _QMODULE_TABLE[module_cls]
             return cls.from_module(module, weights, activations, optimizer, **options)
     return None
 

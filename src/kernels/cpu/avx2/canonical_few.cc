@@ -36,15 +36,40 @@ struct Operands {
   const std::uint8_t* bytes(std::int64_t row) const {
     return weight.data + row * layout.spec().columns;
   }
-  std::int64_t index(std::int64_t row, int section, std::int64_t group) const {
-    return (row + section * byte_rows) * groups + group;
+};
+
+// `count` numbers from `index` on, as fp32.
+void load_floats(const void* from, std::int64_t index, std::int64_t count, FloatType type,
+                 float* to) {
+  std::int64_t i = 0;
+  for (; i + kHalfRows <= count; i += kHalfRows) {
+    _mm256_storeu_ps(to + i, load_rows(from, index + i, type));
   }
-  float scale(std::int64_t index) const {
-    return load_float(weight.scale, index, layout.spec().scale_type);
+  for (; i < count; ++i) to[i] = load_float(from, index + i, type);
+}
+
+// Scales and shifts of the rows that share a byte row.
+template <int sections>
+class RowScales {
+ public:
+  explicit RowScales(std::int64_t groups) : groups_(groups), values_(2 * sections * groups) {}
+
+  void load(const Operands& w, std::int64_t row) const {
+    for (int s = 0; s < sections; ++s) {
+      const std::int64_t first = (row + s * w.byte_rows) * groups_;
+      const FloatType type = w.layout.spec().scale_type;
+      load_floats(w.weight.scale, first, groups_, type, at(s));
+      if (sections > 1) load_floats(w.weight.shift, first, groups_, type, at(sections + s));
+    }
   }
-  float shift(std::int64_t index) const {
-    return load_float(weight.shift, index, layout.spec().scale_type);
-  }
+  float scale(int section, std::int64_t group) const { return at(section)[group]; }
+  float shift(int section, std::int64_t group) const { return at(sections + section)[group]; }
+
+ private:
+  float* at(int line) const { return values_.data() + line * groups_; }
+
+  std::int64_t groups_;
+  Scratch values_;
 };
 
 float sum_of(__m256 value) {
@@ -119,7 +144,8 @@ void multiply(const std::uint8_t* bytes, std::int64_t columns, const float* cons
 
 template <QTypeId qtype, int tokens>
 void float_row(const LinearArgs& args, const Operands& w, const float* x, const float* x_sums,
-               std::int64_t row) {
+               const RowScales<kSections<qtype>>& scales, std::int64_t row) {
+  scales.load(w, row);
   __m256 total[kSections<qtype>][tokens] = {};
   float offset[kSections<qtype>][tokens] = {};
   const std::int64_t columns = w.layout.spec().columns;
@@ -130,9 +156,8 @@ void float_row(const LinearArgs& args, const Operands& w, const float* x, const 
     __m256 sums[kSections<qtype>][tokens];
     multiply<qtype, tokens>(w.bytes(row) + first, w.group_columns, tokens_x, sums);
     for (int s = 0; s < kSections<qtype>; ++s) {
-      const std::int64_t index = w.index(row, s, g);
-      const __m256 scale = _mm256_set1_ps(w.scale(index));
-      const float shift = kSections<qtype> > 1 ? w.shift(index) : 0.0F;
+      const __m256 scale = _mm256_set1_ps(scales.scale(s, g));
+      const float shift = kSections<qtype> > 1 ? scales.shift(s, g) : 0.0F;
       for (int t = 0; t < tokens; ++t) {
         total[s][t] = _mm256_fmadd_ps(sums[s][t], scale, total[s][t]);
         if (kSections<qtype> > 1) offset[s][t] += shift * x_sums[t * w.groups + g];
@@ -167,8 +192,9 @@ void run_floats(const LinearArgs& args, const Operands& w, const ParallelFor& pa
     }
   }
   parallel_for(w.byte_rows, [&](std::int64_t begin, std::int64_t end) {
+    const RowScales<kSections<qtype>> scales(w.groups);
     for (std::int64_t row = begin; row < end; ++row) {
-      float_row<qtype, tokens>(args, w, x.data(), x_sums.data(), row);
+      float_row<qtype, tokens>(args, w, x.data(), x_sums.data(), scales, row);
     }
   });
 }
@@ -254,7 +280,7 @@ struct IntegerDot<QTypeId::kInt8> {
 // The order of integer_linear.h, a row and token at a time.
 template <QTypeId qtype>
 void integer_row(const IntegerLinearArgs& args, const Operands& w, const TokenCodes& x,
-                 std::int64_t row, std::int64_t token) {
+                 const RowScales<kSections<qtype>>& scales, std::int64_t row, std::int64_t token) {
   float sums[kSections<qtype>] = {};
   for (std::int64_t g = 0; g < w.groups; ++g) {
     const std::int64_t first = g * w.group_columns;
@@ -266,9 +292,8 @@ void integer_row(const IntegerLinearArgs& args, const Operands& w, const TokenCo
                               x.codes(token) + first + begin, exact);
       const auto x_sum = static_cast<float>(x.sums(token)[g * x.blocks_per_group() + block]);
       for (int s = 0; s < kSections<qtype>; ++s) {
-        const std::int64_t index = w.index(row, s, g);
-        sums[s] = __builtin_fmaf(static_cast<float>(exact[s]), w.scale(index), sums[s]);
-        if (kSections<qtype> > 1) sums[s] = __builtin_fmaf(x_sum, -w.shift(index), sums[s]);
+        sums[s] = __builtin_fmaf(static_cast<float>(exact[s]), scales.scale(s, g), sums[s]);
+        if (kSections<qtype> > 1) sums[s] = __builtin_fmaf(x_sum, -scales.shift(s, g), sums[s]);
       }
     }
   }
@@ -286,8 +311,12 @@ void run_integers(const IntegerLinearArgs& args, const Operands& w,
   const TokenCodes x(w.layout, args.source.tokens);
   quantize_tokens__avx2(w.layout, args.source, 0, args.source.tokens, x);
   parallel_for(w.byte_rows, [&](std::int64_t begin, std::int64_t end) {
+    const RowScales<kSections<qtype>> scales(w.groups);
     for (std::int64_t row = begin; row < end; ++row) {
-      for (std::int64_t t = 0; t < args.source.tokens; ++t) integer_row<qtype>(args, w, x, row, t);
+      scales.load(w, row);
+      for (std::int64_t t = 0; t < args.source.tokens; ++t) {
+        integer_row<qtype>(args, w, x, scales, row, t);
+      }
     }
   });
 }
