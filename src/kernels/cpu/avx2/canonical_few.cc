@@ -116,9 +116,9 @@ template <QTypeId qtype, int tokens>
 void multiply(const std::uint8_t* bytes, std::int64_t columns, const float* const (&x)[tokens],
               __m256 (&out)[kSections<qtype>][tokens]) {
   __m256 sums[kSections<qtype>][tokens][kChains];
-  for (auto& section : sums) {
-    for (auto& token : section) {
-      for (auto& chain : token) chain = _mm256_setzero_ps();
+  QUANTAL_UNROLL for (int s = 0; s < kSections<qtype>; ++s) {
+    QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
+      QUANTAL_UNROLL for (int c = 0; c < kChains; ++c) sums[s][t][c] = _mm256_setzero_ps();
     }
   }
   const auto step = [&](std::int64_t column, int chain) __attribute__((always_inline)) {
@@ -137,8 +137,10 @@ void multiply(const std::uint8_t* bytes, std::int64_t columns, const float* cons
     QUANTAL_UNROLL for (int chain = 0; chain < kChains; ++chain) step(column + 8 * chain, chain);
   }
   for (; column < columns; column += 8) step(column, 0);
-  for (int s = 0; s < kSections<qtype>; ++s) {
-    for (int t = 0; t < tokens; ++t) out[s][t] = _mm256_add_ps(sums[s][t][0], sums[s][t][1]);
+  QUANTAL_UNROLL for (int s = 0; s < kSections<qtype>; ++s) {
+    QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
+      out[s][t] = _mm256_add_ps(sums[s][t][0], sums[s][t][1]);
+    }
   }
 }
 
@@ -146,7 +148,10 @@ template <QTypeId qtype, int tokens>
 void float_row(const LinearArgs& args, const Operands& w, const float* x, const float* x_sums,
                const RowScales<kSections<qtype>>& scales, std::int64_t row) {
   scales.load(w, row);
-  __m256 total[kSections<qtype>][tokens] = {};
+  __m256 total[kSections<qtype>][tokens];
+  QUANTAL_UNROLL for (int s = 0; s < kSections<qtype>; ++s) {
+    QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) total[s][t] = _mm256_setzero_ps();
+  }
   float offset[kSections<qtype>][tokens] = {};
   const std::int64_t columns = w.layout.spec().columns;
   for (std::int64_t g = 0; g < w.groups; ++g) {
@@ -225,11 +230,14 @@ struct IntegerDot {
   static void sums(const std::uint8_t* bytes, std::int64_t columns, const std::int8_t* x,
                    std::int32_t (&out)[kSections<qtype>]) {
     const __m256i mask = _mm256_set1_epi8((1 << kBits) - 1), ones = _mm256_set1_epi16(1);
-    __m256i total[kSections<qtype>] = {};
+    // Not by `= {}`, which GCC zeroes in memory, in halves that no 32-byte load can be served from.
+    __m256i total[kSections<qtype>];
+    QUANTAL_UNROLL for (int s = 0; s < kSections<qtype>; ++s) total[s] = _mm256_setzero_si256();
     std::int64_t column = 0;
     while (column + 32 <= columns) {
       const std::int64_t end = std::min(columns - 31, column + 32 * kSafe);
-      __m256i pairs[kSections<qtype>] = {};
+      __m256i pairs[kSections<qtype>];
+      QUANTAL_UNROLL for (int s = 0; s < kSections<qtype>; ++s) pairs[s] = _mm256_setzero_si256();
       for (; column < end; column += 32) {
         _mm_prefetch(reinterpret_cast<const char*>(bytes + column) + kPrefetchBytes, _MM_HINT_T0);
         const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + column));
@@ -239,14 +247,14 @@ struct IntegerDot {
           pairs[s] = _mm256_add_epi16(pairs[s], _mm256_maddubs_epi16(section, numbers));
         }
       }
-      for (int s = 0; s < kSections<qtype>; ++s) {
+      QUANTAL_UNROLL for (int s = 0; s < kSections<qtype>; ++s) {
         total[s] = _mm256_add_epi32(total[s], _mm256_madd_epi16(pairs[s], ones));
       }
     }
-    for (int s = 0; s < kSections<qtype>; ++s) {
-      out[s] = sum_of(total[s]);
-      for (std::int64_t c = column; c < columns; ++c) {
-        out[s] += (bytes[c] >> kBits * s & ((1 << kBits) - 1)) * x[c];
+    QUANTAL_UNROLL for (int s = 0; s < kSections<qtype>; ++s) out[s] = sum_of(total[s]);
+    for (; column < columns; ++column) {
+      for (int s = 0; s < kSections<qtype>; ++s) {
+        out[s] += (bytes[column] >> kBits * s & ((1 << kBits) - 1)) * x[column];
       }
     }
   }
@@ -261,7 +269,7 @@ template <>
 struct IntegerDot<QTypeId::kInt8> {
   static void sums(const std::uint8_t* bytes, std::int64_t columns, const std::int8_t* x,
                    std::int32_t (&out)[1]) {
-    __m256i total[2] = {};
+    __m256i total[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     std::int64_t column = 0;
     for (; column + 32 <= columns; column += 32) {
       _mm_prefetch(reinterpret_cast<const char*>(bytes + column) + kPrefetchBytes, _MM_HINT_T0);
