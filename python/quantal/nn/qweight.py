@@ -55,9 +55,10 @@ class _Parts(torch.nn.Module):
         return self.forward()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Loaders of checkpoints set plain tensors.
-        if name in self.__dict__.get("_parameters", ()) and isinstance(value, torch.Tensor):
-            value = value if isinstance(value, Part) else Part(value)
+        # Loaders of checkpoints set plain tensors; FSDP's shards stay what they are.
+        is_plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+        if is_plain and name in self.__dict__.get("_parameters", ()):
+            value = Part(value)
         super().__setattr__(name, value)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "_Parts":
