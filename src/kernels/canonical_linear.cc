@@ -84,6 +84,7 @@ void linear_from_canonical(Isa isa, const LinearArgs& args, const CanonicalWeigh
 
 void integer_linear_from_canonical(Isa isa, const IntegerLinearArgs& args,
                                    const CanonicalWeight& weight, const ParallelFor& parallel_for) {
+  if (runs_few(isa, args, args.source.tokens, weight, parallel_for)) return;
   in_blocks(isa, args, args.source.tokens, find_integer_linear(isa, args.layout->spec()), weight,
             parallel_for);
 }
