@@ -151,13 +151,13 @@ void compare_quantizing(Bytes& bytes, const WeightSpec& spec, FloatType type) {
   std::vector<std::byte> first;
   std::vector<std::int8_t> first_codes;
   for (auto isa = supported_isas().rbegin(); isa != supported_isas().rend(); ++isa) {
-    const std::int64_t data = canonical_data_size(spec);
-    std::vector<std::byte> out(1 + data + 2 * scales);
+    const std::int64_t data = (canonical_data_size(spec) + 3) / 4 * 4;
+    std::vector<std::byte> out(4 + data + 2 * scales);  // what was said, codes, scales, shifts
     const QuantizeArgs args{.spec = wanted_spec,
                             .weight = weight.data(),
                             .type = type,
-                            .out = {reinterpret_cast<std::uint8_t*>(out.data()) + 1,
-                                    out.data() + 1 + data, out.data() + 1 + data + scales}};
+                            .out = {reinterpret_cast<std::uint8_t*>(out.data()) + 4,
+                                    out.data() + 4 + data, out.data() + 4 + data + scales}};
     const Quantized said = quantize_weight(*isa, args, in_parts(3));
     if (said != Quantized::kDone) std::fill(out.begin(), out.end(), std::byte{0});
     out[0] = static_cast<std::byte>(said);
