@@ -64,12 +64,12 @@ void dequantize_codes(Isa isa, const std::int8_t* codes, std::int64_t count, flo
 // Bits of numbers that are not negative order as the numbers do, NaN above all.
 float max_magnitude(Isa isa, const void* x, FloatType type, std::int64_t count,
                     const ParallelFor& parallel_for) {
-  using Kernel = float (*)(const void*, FloatType, std::int64_t, std::int64_t);
-  const auto kernel = best_variant<Kernel>(isa, {
+  const auto kernel =
+      best_variant<MaxMagnitude>(isa, {
 #if defined(__x86_64__)
-                                                    {Isa::kAvx2, max_magnitude__avx2},
+                                          {Isa::kAvx2, max_magnitude__avx2},
 #endif
-                                                    {Isa::kPortable, max_magnitude__portable}});
+                                          {Isa::kPortable, max_magnitude__portable}});
   std::atomic<std::int32_t> most{0};
   in_chunks(count, parallel_for, [&](std::int64_t begin, std::int64_t end) {
     const float part = kernel(x, type, begin, end);

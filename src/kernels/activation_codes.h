@@ -25,6 +25,7 @@ using QuantizeCodes = bool (*)(const void* x, FloatType type, std::int64_t begin
                                float scale, std::int8_t* codes);
 using DequantizeCodes = void (*)(const std::int8_t* codes, std::int64_t begin, std::int64_t end,
                                  float scale, FloatType type, void* y);
+using MaxMagnitude = float (*)(const void* x, FloatType type, std::int64_t begin, std::int64_t end);
 QUANTAL_API QuantizeCodes find_quantize_codes(Isa isa);
 QUANTAL_API DequantizeCodes find_dequantize_codes(Isa isa);
 

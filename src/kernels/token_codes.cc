@@ -68,26 +68,33 @@ void copy_tokens(const PackedLayout& layout, const TokenSource& source, std::int
   }
 }
 
-void quantize_tokens__portable(const PackedLayout& layout, const TokenSource& source,
-                               std::int64_t begin, std::int64_t end, const TokenCodes& out) {
+void quantize_tokens(const PackedLayout& layout, const TokenSource& source, std::int64_t begin,
+                     std::int64_t end, const TokenCodes& out, MaxMagnitude magnitude,
+                     QuantizeCodes quantize) {
   if (source.has_codes()) return copy_tokens(layout, source, begin, end, out);
-  const std::int64_t columns = layout.spec().columns;
   for (std::int64_t t = begin; t < end; ++t) {
     const std::int64_t from = t * source.stride;
-    const float most = max_magnitude__portable(source.x, source.type, from, from + columns);
-    const bool is_finite = std::isfinite(most);
-    const float scale = scale_for(most);
+    const float scale =
+        scale_for(magnitude(source.x, source.type, from, from + layout.spec().columns));
     out.scale(t) = scale;
     for (std::int64_t group = 0; group < layout.groups(); ++group) {
-      std::int8_t* to = out.codes(t) + layout.padded_begin(group);
-      for (std::int64_t c = 0; c < layout.group_columns(group); ++c) {
-        const float x = load_float(source.x, from + layout.group_begin(group) + c, source.type);
-        const float value = is_finite ? x / scale : 0;
-        to[c] = static_cast<std::int8_t>(std::clamp(std::nearbyint(value), -127.0F, 127.0F));
+      std::int8_t* codes = out.codes(t) + layout.padded_begin(group);
+      const std::int64_t columns = layout.group_columns(group);
+      const std::int64_t first = from + layout.group_begin(group);
+      if (std::isnan(scale)) {
+        std::memset(codes, 0, columns);
+      } else {
+        quantize(source.x, source.type, first, first + columns, scale, codes - first);
       }
     }
     out.finish(layout, t);
   }
+}
+
+void quantize_tokens__portable(const PackedLayout& layout, const TokenSource& source,
+                               std::int64_t begin, std::int64_t end, const TokenCodes& out) {
+  quantize_tokens(layout, source, begin, end, out, max_magnitude__portable,
+                  quantize_codes__portable);
 }
 
 }  // namespace quantal::kernels

@@ -4,6 +4,7 @@
 
 #include <quantal/isa.h>
 
+#include "kernels/activation_codes.h"
 #include "kernels/packed_layout.h"
 #include "kernels/scratch.h"
 
@@ -77,9 +78,10 @@ struct TokenSource {
 using QuantizeTokens = void (*)(const PackedLayout& layout, const TokenSource& source,
                                 std::int64_t begin, std::int64_t end, const TokenCodes& out);
 
-/// For tokens that have codes; of no instruction set.
-void copy_tokens(const PackedLayout& layout, const TokenSource& source, std::int64_t begin,
-                 std::int64_t end, const TokenCodes& out);
+/// What each of them does, with an instruction set's magnitudes and codes.
+void quantize_tokens(const PackedLayout& layout, const TokenSource& source, std::int64_t begin,
+                     std::int64_t end, const TokenCodes& out, MaxMagnitude magnitude,
+                     QuantizeCodes quantize);
 
 void quantize_tokens__portable(const PackedLayout& layout, const TokenSource& source,
                                std::int64_t begin, std::int64_t end, const TokenCodes& out);

@@ -19,12 +19,12 @@ namespace quantal::kernels {
 namespace {
 
 // max|x| as its bits, which order as the numbers do; a NaN or infinity gives at least 0x7F800000.
-float absmax(const void* x, std::int64_t begin, std::int64_t count, FloatType type) {
-  const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+float magnitude(const void* x, FloatType type, std::int64_t begin, std::int64_t end) {
+  const __m512i sign_free = _mm512_set1_epi32(0x7FFFFFFF);
   __m512i most = _mm512_setzero_si512();
-  for (std::int64_t i = 0; i < count; i += 16) {
-    const __m512 value = load_floats(x, begin + i, type, first_lanes(count - i));
-    most = _mm512_max_epi32(most, _mm512_and_si512(_mm512_castps_si512(value), magnitude));
+  for (std::int64_t i = begin; i < end; i += 16) {
+    const __m512 value = load_floats(x, i, type, first_lanes(end - i));
+    most = _mm512_max_epi32(most, _mm512_and_si512(_mm512_castps_si512(value), sign_free));
   }
   const std::int32_t top = _mm512_reduce_max_epi32(most);
   float result;
@@ -32,44 +32,26 @@ float absmax(const void* x, std::int64_t begin, std::int64_t count, FloatType ty
   return result;
 }
 
-void quantize(const void* x, std::int64_t begin, std::int64_t count, FloatType type, float scale,
+// As quantize_codes__avx2() does, of numbers without a NaN.
+bool quantize(const void* x, FloatType type, std::int64_t begin, std::int64_t end, float scale,
               std::int8_t* codes) {
   const __m512 divisor = _mm512_set1_ps(scale), most = _mm512_set1_ps(127);
   const __m512 least = _mm512_set1_ps(-127);
-  for (std::int64_t i = 0; i < count; i += 16) {
-    const __mmask16 lanes = first_lanes(count - i);
-    const __m512 quotient = _mm512_div_ps(load_floats(x, begin + i, type, lanes), divisor);
+  for (std::int64_t i = begin; i < end; i += 16) {
+    const __mmask16 lanes = first_lanes(end - i);
+    const __m512 quotient = _mm512_div_ps(load_floats(x, i, type, lanes), divisor);
     const __m512 code = _mm512_roundscale_ps(quotient, _MM_FROUND_TO_NEAREST_INT);
     const __m512i words = _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(code, most), least));
     _mm_mask_storeu_epi8(codes + i, lanes, _mm512_cvtepi32_epi8(words));
   }
+  return true;
 }
 
 }  // namespace
 
 void quantize_tokens__avx512(const PackedLayout& layout, const TokenSource& source,
                              std::int64_t begin, std::int64_t end, const TokenCodes& out) {
-  if (source.has_codes()) {
-    quantize_tokens__portable(layout, source, begin, end, out);
-    return;
-  }
-  for (std::int64_t t = begin; t < end; ++t) {
-    const std::int64_t from = t * source.stride;
-    const float most = absmax(source.x, from, layout.spec().columns, source.type);
-    const bool is_finite = std::isfinite(most);
-    const float scale = std::max(most / 127, std::numeric_limits<float>::min());
-    out.scale(t) = is_finite ? scale : std::numeric_limits<float>::quiet_NaN();
-    for (std::int64_t group = 0; group < layout.groups(); ++group) {
-      std::int8_t* codes = out.codes(t) + layout.padded_begin(group);
-      const std::int64_t columns = layout.group_columns(group);
-      if (is_finite) {
-        quantize(source.x, from + layout.group_begin(group), columns, source.type, scale, codes);
-      } else {
-        std::memset(codes, 0, columns);
-      }
-    }
-    out.finish(layout, t);
-  }
+  quantize_tokens(layout, source, begin, end, out, magnitude, quantize);
 }
 
 }  // namespace quantal::kernels
