@@ -34,19 +34,6 @@ at::Tensor checked(const char* op, const char* name, const at::Tensor& part,
   return part.reshape(shape);
 }
 
-at::Tensor as_tokens(const at::Tensor& x, std::int64_t columns) {
-  const at::Tensor tokens = x.dim() == 2 ? x : x.reshape({-1, columns});
-  return tokens.stride(1) == 1 || columns == 1 ? tokens : tokens.contiguous();
-}
-
-at::Tensor output_for(const at::Tensor& x, std::int64_t rows) {
-  at::DimVector sizes(x.sizes());
-  sizes.back() = rows;
-  return at::empty(sizes, x.options());
-}
-
-const void* data_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-
 }  // namespace
 
 WeightCodes canonical_codes(const char* op, const at::Tensor& data, const at::Tensor& scale,
@@ -95,9 +82,10 @@ CanonicalMatrix::CanonicalMatrix(const char* op, const at::Tensor& data, const a
     : codes_(canonical_codes(op, data, scale, shift, qtype, group_size,
                              {rows_of(op, scale, group_size, columns), columns})) {}
 
-at::Tensor CanonicalMatrix::linear(const at::Tensor& x, const at::Tensor& bias,
+at::Tensor CanonicalMatrix::linear(const at::Tensor& x, const at::Tensor& given_bias,
                                    const std::optional<QType>& activations,
                                    const at::Tensor& scale) const {
+  const at::Tensor bias = given_bias.defined() ? given_bias.to(x.scalar_type()) : given_bias;
   const bool has_kernels = runs_kernels(x);
   if (has_kernels && activations == qint8 && !codes_.qtype.is_floating_point) {
     at::Tensor y = run_integer(x, bias, scale);
@@ -109,8 +97,7 @@ at::Tensor CanonicalMatrix::linear(const at::Tensor& x, const at::Tensor& bias,
                             : fake_quantize_dynamic(x, *activations, TokenAxis::kLastDim);
   }
   if (has_kernels) return run_float(input, bias);
-  return at::linear(input, decode_weight(codes_, x.scalar_type()),
-                    bias.defined() ? bias.to(x.scalar_type()) : bias);
+  return at::linear(input, decode_weight(codes_, x.scalar_type()), bias);
 }
 
 at::Tensor CanonicalMatrix::times(const at::Tensor& grad) const {
@@ -150,8 +137,8 @@ kernels::PackedLayout CanonicalMatrix::layout() const {
 
 at::Tensor CanonicalMatrix::run_float(const at::Tensor& x, const at::Tensor& bias) const {
   const at::Tensor tokens = as_tokens(x, codes_.row_length());
-  const at::Tensor added = bias.defined() ? bias.to(x.scalar_type()).contiguous() : bias;
-  at::Tensor y = output_for(x, codes_.rows());
+  const at::Tensor added = kernel_bias(bias, codes_.rows());
+  at::Tensor y = output_for(x, codes_.rows(), x.scalar_type());
   const kernels::PackedLayout whole = layout();
   const kernels::LinearArgs args{.layout = &whole,
                                  .tokens = tokens.size(0),
@@ -163,13 +150,13 @@ at::Tensor CanonicalMatrix::run_float(const at::Tensor& x, const at::Tensor& bia
                                  .bias = data_of(added)};
   kernels::linear_from_canonical(kernel_isa(), args, pointers(),
                                  threads_for(args.tokens * codes_.rows() * codes_.row_length()));
-  return y;
+  return with_bias(std::move(y), bias, codes_.rows());
 }
 
 at::Tensor CanonicalMatrix::run_integer(const at::Tensor& x, const at::Tensor& bias,
                                         const at::Tensor& scale) const {
   at::Tensor tokens = as_tokens(x, codes_.row_length());
-  const at::Tensor added = bias.defined() ? bias.to(x.scalar_type()).contiguous() : bias;
+  const at::Tensor added = kernel_bias(bias, codes_.rows());
   kernels::TokenSource source{.tokens = tokens.size(0)};
   at::Tensor codes;
   if (scale.defined()) {
@@ -185,7 +172,7 @@ at::Tensor CanonicalMatrix::run_integer(const at::Tensor& x, const at::Tensor& b
     source.type = *float_type(x.scalar_type());
     source.stride = tokens.stride(0);
   }
-  at::Tensor y = output_for(x, codes_.rows());
+  at::Tensor y = output_for(x, codes_.rows(), x.scalar_type());
   const kernels::PackedLayout whole = layout();
   const kernels::IntegerLinearArgs args{.layout = &whole,
                                         .source = source,
@@ -196,7 +183,7 @@ at::Tensor CanonicalMatrix::run_integer(const at::Tensor& x, const at::Tensor& b
   kernels::integer_linear_from_canonical(
       kernel_isa(), args, pointers(),
       threads_for(source.tokens * codes_.rows() * codes_.row_length()));
-  return y;
+  return with_bias(std::move(y), bias, codes_.rows());
 }
 
 }  // namespace quantal

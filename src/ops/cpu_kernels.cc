@@ -65,6 +65,29 @@ at::Tensor weight_memory(at::IntArrayRef sizes, at::ScalarType dtype) {
   return at::empty(sizes, dtype);
 }
 
+at::Tensor as_tokens(const at::Tensor& x, std::int64_t columns) {
+  const at::Tensor tokens = x.dim() == 2 ? x : x.reshape({-1, columns});
+  return tokens.stride(1) == 1 || columns == 1 ? tokens : tokens.contiguous();
+}
+
+at::Tensor output_for(const at::Tensor& x, std::int64_t rows, at::ScalarType dtype) {
+  at::DimVector sizes(x.sizes());
+  sizes.back() = rows;
+  return at::empty(sizes, x.options().dtype(dtype));
+}
+
+const void* data_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+at::Tensor kernel_bias(const at::Tensor& bias, std::int64_t rows) {
+  const bool fits = bias.defined() && bias.dim() == 1 && bias.size(0) == rows;
+  return fits ? bias.contiguous() : at::Tensor();
+}
+
+at::Tensor with_bias(at::Tensor y, const at::Tensor& bias, std::int64_t rows) {
+  if (bias.defined() && !kernel_bias(bias, rows).defined()) y.add_(bias);
+  return y;
+}
+
 Isa kernel_isa() {
   static const Isa chosen = [] {
     const Result<Isa> active = active_isa();

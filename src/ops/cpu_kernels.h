@@ -22,6 +22,19 @@ kernels::ParallelFor threads_for(std::int64_t products);
 /// for the first time for the pages themselves.
 at::Tensor weight_memory(at::IntArrayRef sizes, at::ScalarType dtype);
 
+/// x (…, columns) as a matrix whose rows have contiguous elements and are any stride apart.
+at::Tensor as_tokens(const at::Tensor& x, std::int64_t columns);
+/// Uninitialised, of x's sizes with `rows` in the place of the last.
+at::Tensor output_for(const at::Tensor& x, std::int64_t rows, at::ScalarType dtype);
+/// Null where t is undefined.
+const void* data_of(const at::Tensor& t);
+
+/// Kernels add one number a row: the bias that they take, undefined where with_bias() has to add
+/// it.
+at::Tensor kernel_bias(const at::Tensor& bias, std::int64_t rows);
+/// y with a bias that kernel_bias() did not pass on broadcast to it.
+at::Tensor with_bias(at::Tensor y, const at::Tensor& bias, std::int64_t rows);
+
 /// active_isa(); raises where QUANTAL_ISA names what this processor cannot run.
 Isa kernel_isa();
 

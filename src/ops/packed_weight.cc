@@ -13,31 +13,6 @@ namespace {
 using kernels::FloatType;
 using kernels::PackedLayout;
 
-// Elements of a token contiguous, tokens any stride apart.
-at::Tensor as_tokens(const at::Tensor& x, std::int64_t columns) {
-  const at::Tensor tokens = x.dim() == 2 ? x : x.reshape({-1, columns});
-  return tokens.stride(1) == 1 || columns == 1 ? tokens : tokens.contiguous();
-}
-
-at::Tensor output_for(const at::Tensor& x, std::int64_t rows, at::ScalarType dtype) {
-  std::vector<std::int64_t> sizes = x.sizes().vec();
-  sizes.back() = rows;
-  return at::empty(sizes, x.options().dtype(dtype));
-}
-
-const void* data_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-
-// Kernels add one number a row; another bias is broadcast afterwards.
-at::Tensor kernel_bias(const at::Tensor& bias, std::int64_t rows) {
-  const bool fits = bias.defined() && bias.dim() == 1 && bias.size(0) == rows;
-  return fits ? bias.contiguous() : at::Tensor();
-}
-
-at::Tensor with_bias(at::Tensor y, const at::Tensor& bias, std::int64_t rows) {
-  if (bias.defined() && !kernel_bias(bias, rows).defined()) y.add_(bias);
-  return y;
-}
-
 kernels::WeightSpec spec_of(const WeightCodes& codes) {
   return {codes.qtype.id, codes.rows(), codes.row_length(), codes.group_size,
           *float_type(codes.scale.scalar_type())};

@@ -382,11 +382,10 @@ at::Tensor encode_with_autograd(const at::Tensor& weight, const at::Tensor& scal
   return op.call(weight, scale, shift, qtype, group_size);
 }
 
-// ---- autocast: a linear computes in the type that autocast asks for
-// -------------------------------
+// ---- autocast: a linear computes in the type that it asks for ----------------------------------
 
-at::Tensor linear_autocast(c10::DispatchKey key, at::DeviceType device, const at::Tensor& x,
-                           const at::Tensor& data, const at::Tensor& scale,
+template <c10::DispatchKey key, at::DeviceType device>
+at::Tensor linear_autocast(const at::Tensor& x, const at::Tensor& data, const at::Tensor& scale,
                            const MaybeTensor& shift, const MaybeTensor& bias,
                            c10::string_view qtype, std::int64_t group_size,
                            const MaybeTensor& latent, c10::string_view activations,
@@ -395,16 +394,6 @@ at::Tensor linear_autocast(c10::DispatchKey key, at::DeviceType device, const at
   const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
   return linear_op(at::autocast::cached_cast(dtype, x, device), data, scale, shift, bias, qtype,
                    group_size, latent, activations, input_scale);
-}
-
-template <c10::DispatchKey key, at::DeviceType device>
-at::Tensor linear_autocast_on(const at::Tensor& x, const at::Tensor& data, const at::Tensor& scale,
-                              const MaybeTensor& shift, const MaybeTensor& bias,
-                              c10::string_view qtype, std::int64_t group_size,
-                              const MaybeTensor& latent, c10::string_view activations,
-                              const MaybeTensor& input_scale) {
-  return linear_autocast(key, device, x, data, scale, shift, bias, qtype, group_size, latent,
-                         activations, input_scale);
 }
 
 }  // namespace
@@ -467,11 +456,11 @@ TORCH_LIBRARY_IMPL(quantal, CompositeExplicitAutograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(quantal, AutocastCPU, m) {
-  m.impl("linear", linear_autocast_on<c10::DispatchKey::AutocastCPU, at::kCPU>);
+  m.impl("linear", linear_autocast<c10::DispatchKey::AutocastCPU, at::kCPU>);
 }
 
 TORCH_LIBRARY_IMPL(quantal, AutocastCUDA, m) {
-  m.impl("linear", linear_autocast_on<c10::DispatchKey::AutocastCUDA, at::kCUDA>);
+  m.impl("linear", linear_autocast<c10::DispatchKey::AutocastCUDA, at::kCUDA>);
 }
 
 TORCH_LIBRARY_IMPL(quantal, Meta, m) {

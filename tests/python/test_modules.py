@@ -346,3 +346,14 @@ def test_the_most_derived_registered_class_counts(own_module: type) -> None:
     model = nn.Sequential(Scaled(8, 8), nn.Linear(8, 8))
     quantal.quantize(model, weights="qint8")
     assert [type(m) for m in model] == [own_module, quantal.QLinear]
+
+
+def test_a_bias_of_another_size_is_an_error() -> None:
+    weight, x = torch.randn(64, 32), torch.randn(1, 32)
+    data, scale, _ = ops.encode(weight, "qint8", 0)
+    for activations in ("", "qint8"):
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            ops.linear(x, data, scale, None, torch.ones(3), "qint8", 0, None, activations)
+        one = ops.linear(x, data, scale, None, torch.ones(1), "qint8", 0, None, activations)
+        none = ops.linear(x, data, scale, None, None, "qint8", 0, None, activations)
+        assert torch.equal(one, none + 1)
