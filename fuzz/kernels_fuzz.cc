@@ -60,39 +60,18 @@ void draw_tokens(Bytes& bytes, Problem& problem) {
   }
 }
 
-std::vector<std::byte> run_float(const Problem& problem, const Call& call, bool is_packed) {
+std::vector<std::byte> run_canonical(const Problem& problem, const Call& call) {
   return problem.run(call, [&](const Operands& operands) {
-    const LinearArgs args{.layout = &problem.layout,
-                          .weight = problem.packed.data(),
-                          .tokens = call.tokens,
-                          .type = problem.type,
-                          .x = operands.x,
-                          .x_stride = operands.x_stride,
-                          .y = operands.y,
-                          .y_stride = operands.y_stride,
-                          .bias = operands.bias};
-    if (is_packed) return find_linear(call.isa, problem.spec)(args, call.parallel_for);
-    linear_from_canonical(call.isa, args, problem.weight.canonical(), call.parallel_for);
-  });
-}
-
-std::vector<std::byte> run_integer(const Problem& problem, const Call& call, bool has_codes) {
-  return problem.run(call, [&](const Operands& operands) {
-    IntegerLinearArgs args{.layout = &problem.layout,
-                           .weight = problem.packed.data(),
-                           .source = {.tokens = call.tokens, .stride = operands.x_stride},
+    linear_from_canonical(call.isa,
+                          {.layout = &problem.layout,
+                           .tokens = call.tokens,
                            .type = problem.type,
+                           .x = operands.x,
+                           .x_stride = operands.x_stride,
                            .y = operands.y,
                            .y_stride = operands.y_stride,
-                           .bias = operands.bias};
-    if (has_codes) {
-      args.source.codes = operands.codes;
-      args.source.scale = 0.03F;
-    } else {
-      args.source.x = operands.x;
-      args.source.type = problem.type;
-    }
-    find_integer_linear(call.isa, problem.spec)(args, call.parallel_for);
+                           .bias = operands.bias},
+                          problem.weight.canonical(), call.parallel_for);
   });
 }
 
@@ -119,15 +98,15 @@ void compare_sums(const Problem& problem, const Call& call, const std::vector<st
 void compare_linears(const Problem& problem, Call call) {
   const Call portable{.tokens = call.tokens, .has_bias = call.has_bias};
   const bool is_integer = find_integer_linear(Isa::kPortable, problem.spec) != nullptr;
-  const auto floats = run_float(problem, portable, true);
+  const auto floats = run_linear(problem, portable);
   for (const Isa isa : supported_isas()) {
     call.isa = isa;
-    const auto got = run_float(problem, call, true);
+    const auto got = run_linear(problem, call);
     compare_sums(problem, call, got, floats);
-    compare_sums(problem, call, run_float(problem, call, false), floats);
+    compare_sums(problem, call, run_canonical(problem, call), floats);
     if (!is_integer) continue;
     for (const bool has_codes : {false, true}) {
-      require(run_integer(problem, call, has_codes) == run_integer(problem, portable, has_codes),
+      require(run_integer(problem, has_codes, call) == run_integer(problem, has_codes, portable),
               "integer " + problem.name(call));
     }
   }

@@ -15,34 +15,13 @@ namespace {
 const std::vector<QTypeId> kIntegerTypes = {QTypeId::kInt2, QTypeId::kInt4, QTypeId::kInt8};
 constexpr std::int64_t kTokenCounts[] = {0, 1, 2, 3, 4, 5, 8, 9, 12, 17, 25};
 constexpr std::int64_t kMostTokens = 25;
-constexpr float kScale = 0.03F;  // where activations are codes already
-
-std::vector<std::byte> run_integer(const Problem& problem, bool has_codes, const Call& call) {
-  return problem.run(call, [&](const Operands& operands) {
-    IntegerLinearArgs args{.layout = &problem.layout,
-                           .weight = problem.packed.data(),
-                           .source = {.tokens = call.tokens, .stride = operands.x_stride},
-                           .type = problem.type,
-                           .y = operands.y,
-                           .y_stride = operands.y_stride,
-                           .bias = operands.bias};
-    if (has_codes) {
-      args.source.codes = operands.codes;
-      args.source.scale = kScale;
-    } else {
-      args.source.x = operands.x;
-      args.source.type = problem.type;
-    }
-    find_integer_linear(call.isa, problem.spec)(args, call.parallel_for);
-  });
-}
 
 // A token's codes by the definition, and its scale.
 std::pair<std::vector<double>, double> token_of(const Problem& problem, bool has_codes,
                                                 std::int64_t t) {
   const std::int64_t columns = problem.spec.columns;
   std::vector<double> values(columns);
-  float scale = kScale, absmax = 0;
+  float scale = kCodeScale, absmax = 0;
   for (std::int64_t i = t * columns; i < (t + 1) * columns; ++i) {
     absmax = std::max(absmax, std::abs(load_float(problem.x.data(), i, problem.type)));
   }

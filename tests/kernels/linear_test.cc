@@ -14,21 +14,6 @@ namespace {
 constexpr std::int64_t kTokenCounts[] = {0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 17};
 constexpr std::int64_t kMostTokens = 17;
 
-std::vector<std::byte> run_linear(const Problem& problem, const Call& call) {
-  return problem.run(call, [&](const Operands& operands) {
-    find_linear(call.isa, problem.spec)({.layout = &problem.layout,
-                                         .weight = problem.packed.data(),
-                                         .tokens = call.tokens,
-                                         .type = problem.type,
-                                         .x = operands.x,
-                                         .x_stride = operands.x_stride,
-                                         .y = operands.y,
-                                         .y_stride = operands.y_stride,
-                                         .bias = operands.bias},
-                                        call.parallel_for);
-  });
-}
-
 /// The results in fp64, and by how much fp32 may miss them.
 class Exact {
  public:

@@ -10,6 +10,8 @@
 #include <gtest/gtest.h>
 
 #include "kernels/guarded_bytes.h"
+#include "kernels/integer_linear.h"
+#include "kernels/linear.h"
 #include "kernels/weights.h"
 
 namespace quantal::kernels {
@@ -157,5 +159,46 @@ struct Problem {
     return out;
   }
 };
+
+/// The weight-only linear of a call, over the packed weight.
+inline std::vector<std::byte> run_linear(const Problem& problem, const Call& call) {
+  return problem.run(call, [&](const Operands& operands) {
+    find_linear(call.isa, problem.spec)({.layout = &problem.layout,
+                                         .weight = problem.packed.data(),
+                                         .tokens = call.tokens,
+                                         .type = problem.type,
+                                         .x = operands.x,
+                                         .x_stride = operands.x_stride,
+                                         .y = operands.y,
+                                         .y_stride = operands.y_stride,
+                                         .bias = operands.bias},
+                                        call.parallel_for);
+  });
+}
+
+/// The scale of activations that are codes already.
+constexpr float kCodeScale = 0.03F;
+
+/// The integer linear of a call, over the tokens as floats or as codes.
+inline std::vector<std::byte> run_integer(const Problem& problem, bool has_codes,
+                                          const Call& call) {
+  return problem.run(call, [&](const Operands& operands) {
+    IntegerLinearArgs args{.layout = &problem.layout,
+                           .weight = problem.packed.data(),
+                           .source = {.tokens = call.tokens, .stride = operands.x_stride},
+                           .type = problem.type,
+                           .y = operands.y,
+                           .y_stride = operands.y_stride,
+                           .bias = operands.bias};
+    if (has_codes) {
+      args.source.codes = operands.codes;
+      args.source.scale = kCodeScale;
+    } else {
+      args.source.x = operands.x;
+      args.source.type = problem.type;
+    }
+    find_integer_linear(call.isa, problem.spec)(args, call.parallel_for);
+  });
+}
 
 }  // namespace quantal::kernels
