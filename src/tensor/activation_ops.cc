@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include "ops/pool.h"
 #include "tensor/activation.h"
+#include "tensor/autograd.h"
 #include "tensor/qtensor_impl.h"
 
 namespace quantal {
@@ -89,7 +91,8 @@ Results pooled(Arguments arguments, int spatial_dims, const Pool& pool) {
   }
   const at::Tensor bytes =
       code_bytes(x).flatten(-spatial_dims).gather(-1, indices.flatten(-spatial_dims));
-  auto results = with_codes(x, bytes.view(indices.sizes()), cell_of(x).scale);
+  auto results = with_codes(
+      x, bytes.view(indices.sizes()).contiguous(indices.suggest_memory_format()), cell_of(x).scale);
   results.push_back(indices);
   return results;
 }
@@ -172,10 +175,37 @@ Results add_bias_(Arguments arguments) {
   return {{x}};
 }
 
-at::Tensor max_pool1d(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                      at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
-  return std::get<0>(
-      at::max_pool1d_with_indices(x, kernel_size, stride, padding, dilation, ceil_mode));
+template <int dims>
+at::Tensor max_pool(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                    at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
+  const auto with_indices = [&](const at::Tensor& value) {
+    if constexpr (dims == 1) {
+      return at::max_pool1d_with_indices(value, kernel_size, stride, padding, dilation, ceil_mode);
+    } else if constexpr (dims == 2) {
+      return at::max_pool2d_with_indices(value, kernel_size, stride, padding, dilation, ceil_mode);
+    } else {
+      return at::max_pool3d_with_indices(value, kernel_size, stride, padding, dilation, ceil_mode);
+    }
+  };
+  if (!has_codes(x) || cell_of(x).qtype != qint8 || (records_gradients() && x.requires_grad())) {
+    return std::get<0>(with_indices(x));
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  const at::Tensor codes = activation_codes(x);
+  if (!codes.is_cpu()) return std::get<0>(with_indices(x));
+  // On no device: the output's sizes, and torch's errors.
+  const at::Tensor like =
+      std::get<0>(with_indices(at::empty_like(codes, codes.options().device(at::kMeta))));
+  const auto pooled = max_pool_codes(codes, like, {dims, kernel_size, stride, padding, dilation});
+  if (!pooled) return std::get<0>(with_indices(x));
+  return activation_from_codes(*pooled, qint8, cell_of(x).scale, x.scalar_type());
 }
+
+template at::Tensor max_pool<1>(const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
+                                at::IntArrayRef, at::IntArrayRef, bool);
+template at::Tensor max_pool<2>(const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
+                                at::IntArrayRef, at::IntArrayRef, bool);
+template at::Tensor max_pool<3>(const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
+                                at::IntArrayRef, at::IntArrayRef, bool);
 
 }  // namespace quantal

@@ -40,8 +40,10 @@ void codes_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (at::Tensor& result : *results) stack->emplace_back(std::move(result));
 }
 
-/// max_pool1d is composite and reads data pointers: through max_pool1d_with_indices instead.
-at::Tensor max_pool1d(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                      at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode);
+/// max_pool1d, 2d or 3d, which are composite: codes alone where no gradient wants the places of the
+/// largest ones; otherwise through the operation with indices.
+template <int dims>
+at::Tensor max_pool(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                    at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode);
 
 }  // namespace quantal

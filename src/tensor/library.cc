@@ -231,7 +231,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse3, m) {
   m.impl("_native_multi_head_attention", native_attention);
   m.impl("_transformer_encoder_layer_fwd", encoder_layer);
   m.impl("t", transpose_matrix);
-  m.impl("max_pool1d", max_pool1d);
+  m.impl("max_pool1d", max_pool<1>);
+  m.impl("max_pool2d", max_pool<2>);
+  m.impl("max_pool3d", max_pool<3>);
   m.impl("clone", clone);
   m.impl("_to_copy", to_copy);
   m.impl("copy_", copy_into);
@@ -279,7 +281,9 @@ TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse3, m) {
   m.impl("layer_norm", layer_norm);
   m.impl("_native_multi_head_attention", native_attention);
   m.impl("_transformer_encoder_layer_fwd", encoder_layer);
-  m.impl("max_pool1d", max_pool1d);
+  m.impl("max_pool1d", max_pool<1>);
+  m.impl("max_pool2d", max_pool<2>);
+  m.impl("max_pool3d", max_pool<3>);
   m.impl("resolve_conj", float_value_ste);
   m.impl("resolve_neg", float_value_ste);
   m.impl("dequantize.self", dequantize_ste);

@@ -170,11 +170,38 @@ TEST_P(Activation, pools_keep_codes) {
   expect_codes([](const at::Tensor& y) { return at::max_pool2d(y, 2, 2, 0, 2); }, image);
   expect_codes([](const at::Tensor& y) { return at::max_pool3d(y, 2); }, volume);
   const at::Tensor last = quantize(image.contiguous(at::MemoryFormat::ChannelsLast));
+  expect_codes([](const at::Tensor& y) { return at::max_pool2d(y, 3, 2, 1); },
+               image.contiguous(at::MemoryFormat::ChannelsLast));
+  expect_codes([](const at::Tensor& y) { return at::max_pool2d(y.transpose(2, 3), {2, 3}); },
+               image);
+  expect_codes([](const at::Tensor& y) { return at::max_pool3d(y[0], {1, 2, 3}, 2, {0, 1, 1}); },
+               volume);
+  expect_codes([](const at::Tensor& y) { return at::max_pool2d(y.narrow(0, 0, 0), 2); }, image);
   const auto [pooled, indices] = at::max_pool2d_with_indices(last, 2);
   const auto [wanted, wanted_indices] = at::max_pool2d_with_indices(value_of(last), 2);
   EXPECT_TRUE(has_codes(pooled));
   EXPECT_TRUE(same(pooled, wanted));
   EXPECT_TRUE(at::equal(indices, wanted_indices));
+  EXPECT_TRUE(at::max_pool2d(last, 2).is_contiguous(at::MemoryFormat::ChannelsLast));
+}
+
+TEST_P(Activation, pools_that_do_not_fit_are_errors) {
+  const at::Tensor y = quantize(normal({2, 3, 9, 8}, dtype()));
+  EXPECT_THROW(at::max_pool2d(y, 2, 2, 2), c10::Error);
+  EXPECT_THROW(at::max_pool2d(y, 20), c10::Error);
+  EXPECT_THROW(at::max_pool2d(y, 2, 0), c10::Error);
+  EXPECT_THROW(at::max_pool2d(y, {2, 2, 2}), c10::Error);
+  EXPECT_THROW(at::max_pool1d(y, 2), c10::Error);
+}
+
+TEST_P(Activation, pools_pass_gradients) {
+  const at::Tensor input = leaf(normal({2, 3, 9, 8}, dtype()));
+  const at::Tensor y = at::max_pool2d(quantize(input), 2);
+  ASSERT_TRUE(has_codes(y));
+  y.sum().backward();
+  EXPECT_EQ(input.grad().count_nonzero().item<std::int64_t>(), y.numel());
+  at::NoGradGuard no_grad;
+  EXPECT_TRUE(same(at::max_pool2d(quantize(input), 2), y.detach()));
 }
 
 TEST_P(Activation, softmax_has_the_scale_of_probabilities) {
