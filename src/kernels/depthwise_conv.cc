@@ -1,6 +1,7 @@
 // A depthwise convolution around its kernel: the weight's codes as the kernel wants them, and where
 // each position reads.
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "kernels/depthwise.h"
@@ -70,23 +71,24 @@ bool has_depthwise(const IntegerConvArgs& args) {
          args.shape.taps() <= kBlockColumns;
 }
 
-void conv_depthwise(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes,
+bool conv_depthwise(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes,
                     const ParallelFor& parallel_for) {
   const ConvShape& shape = args.shape;
   const Taps taps(args);
   const std::vector<std::int8_t> zeros(shape.channels);
   const std::int64_t positions = shape.positions(), reads = (shape.taps() + 1) / 2 * 2;
   const std::int64_t parts = (positions + kPositions - 1) / kPositions;
+  std::atomic<bool> all_have_codes = true;
   parallel_for(shape.batch * parts, [&](std::int64_t begin, std::int64_t end) {
     std::vector<const std::int8_t*> pixels(kPositions * reads);
-    const Scratch sums((kPositions * shape.channels * size_of(args.type) + 3) / 4);
-    for (std::int64_t i = begin; i < end; ++i) {
+    const bool is_direct = args.order == ChannelOrder::kLast && !args.y_scale;
+    for (std::int64_t i = begin; i < end && all_have_codes; ++i) {
       const std::int64_t sample = i / parts, first = i % parts * kPositions;
       const std::int64_t count = std::min(kPositions, positions - first);
       find_pixels(shape, codes + sample * shape.pixels() * shape.channels, zeros.data(), first,
                   count, pixels.data());
+      const BlockResults results(args, is_direct ? 0 : count * shape.channels);
       const std::int64_t begins = (sample * positions + first) * shape.channels;
-      const bool is_direct = args.order == ChannelOrder::kLast;
       find_depthwise(isa)({.weight = taps.weight(),
                            .positions = count,
                            .pixels = pixels.data(),
@@ -94,17 +96,23 @@ void conv_depthwise(Isa isa, const IntegerConvArgs& args, const std::int8_t* cod
                            .type = args.type,
                            .y = is_direct
                                     ? static_cast<std::byte*>(args.y) + begins * size_of(args.type)
-                                    : static_cast<void*>(sums.data()),
+                                    : results.numbers(),
                            .bias = args.bias});
       if (is_direct) continue;
-      store_rows_of(args, {.source = sums.data(),
-                           .stride = shape.channels,
-                           .count = shape.channels,
-                           .sample = sample,
-                           .position = first,
-                           .positions = count});
+      const std::byte* finished = results.finish(isa, serial_for);
+      if (finished == nullptr) {
+        all_have_codes = false;
+        continue;
+      }
+      store_rows(args, {.source = finished,
+                        .stride = shape.channels,
+                        .count = shape.channels,
+                        .sample = sample,
+                        .position = first,
+                        .positions = count});
     }
   });
+  return all_have_codes;
 }
 
 }  // namespace quantal::kernels

@@ -1,8 +1,10 @@
 #include "kernels/integer_conv.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
+#include "kernels/activation_codes.h"
 #include "kernels/integer_linear.h"
 
 namespace quantal::kernels {
@@ -18,12 +20,12 @@ constexpr std::int64_t kManyBlocks = 16;
 // Pixels that one thread transposes at a time.
 constexpr std::int64_t kTransposed = 1024;
 
-const void* offset(const void* data, std::int64_t index, FloatType type) {
-  return static_cast<const std::byte*>(data) + index * size_of(type);
+std::byte* y_at(const IntegerConvArgs& args, std::int64_t index) {
+  return static_cast<std::byte*>(args.y) + index * args.y_element_size();
 }
-void* offset(void* data, std::int64_t index, FloatType type) {
-  return static_cast<std::byte*>(data) + index * size_of(type);
-}
+
+// Scratch is counted in numbers of four bytes.
+std::int64_t quarter(std::int64_t bytes) { return (bytes + 3) / 4; }
 
 // Codes of all samples in the other order.
 void reorder(const IntegerConvArgs& args, std::int8_t* to, const ParallelFor& parallel_for) {
@@ -74,7 +76,7 @@ struct Block {
   std::int64_t count = 0;
 };
 
-void run_block(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes, const Block& block,
+bool run_block(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes, const Block& block,
                const ParallelFor& parallel_for) {
   const ConvShape& shape = args.shape;
   const GroupTiles group(args, block.group);
@@ -88,62 +90,86 @@ void run_block(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes, c
       .weight = group.weight,
       .source = {.tokens = block.count, .scale = args.scales[block.sample], .patches = &patches},
       .type = args.type};
-  if (args.bias != nullptr) linear.bias = offset(args.bias, group.row - group.skipped, args.type);
-  const bool is_direct =
-      group.skipped == 0 && (args.order == ChannelOrder::kLast || shape.positions() == 1);
+  if (args.bias != nullptr) {
+    linear.bias =
+        static_cast<const std::byte*>(args.bias) + (group.row - group.skipped) * size_of(args.type);
+  }
+  const bool is_direct = group.skipped == 0 && !args.y_scale &&
+                         (args.order == ChannelOrder::kLast || shape.positions() == 1);
   if (is_direct) {
     const std::int64_t token = block.sample * shape.positions() + block.position;
-    linear.y = offset(args.y, token * shape.rows + group.row, args.type);
+    linear.y = y_at(args, token * shape.rows + group.row);
     linear.y_stride = shape.rows;
     find_integer_linear(isa, group.layout.spec())(linear, parallel_for);
-    return;
+    return true;
   }
-  const Scratch sums((block.count * group.rows() * size_of(args.type) + 3) / 4);
-  linear.y = sums.data();
+  const BlockResults results(args, block.count * group.rows());
+  linear.y = results.numbers();
   linear.y_stride = group.rows();
   find_integer_linear(isa, group.layout.spec())(linear, parallel_for);
+  const std::byte* finished = results.finish(isa, parallel_for);
+  if (finished == nullptr) return false;
   parallel_for((shape.group_rows() + kTileRows - 1) / kTileRows,
                [&](std::int64_t begin, std::int64_t end) {
                  const std::int64_t first = begin * kTileRows;
                  const std::int64_t last = std::min(end * kTileRows, shape.group_rows());
-                 store_rows_of(args, {.source = sums.data(),
-                                      .stride = group.rows(),
-                                      .first = group.skipped + first,
-                                      .count = last - first,
-                                      .sample = block.sample,
-                                      .row = group.row + first,
-                                      .position = block.position,
-                                      .positions = block.count});
+                 store_rows(args, {.source = finished,
+                                   .stride = group.rows(),
+                                   .first = group.skipped + first,
+                                   .count = last - first,
+                                   .sample = block.sample,
+                                   .row = group.row + first,
+                                   .position = block.position,
+                                   .positions = block.count});
                });
+  return true;
 }
 
 }  // namespace
 
-void store_rows_of(const IntegerConvArgs& args, const RowBlock& block) {
+BlockResults::BlockResults(const IntegerConvArgs& args, std::int64_t count)
+    : args_(args),
+      count_(count),
+      numbers_(quarter(count * size_of(args.type))),
+      codes_(args.y_scale ? quarter(count) : 0) {}
+
+const std::byte* BlockResults::finish(Isa isa, const ParallelFor& parallel_for) const {
+  if (!args_.y_scale) return reinterpret_cast<const std::byte*>(numbers_.data());
+  auto* codes = reinterpret_cast<std::int8_t*>(codes_.data());
+  const bool all_have_codes =
+      quantize_codes(isa, numbers_.data(), args_.type, count_, *args_.y_scale, codes, parallel_for);
+  return all_have_codes ? reinterpret_cast<const std::byte*>(codes) : nullptr;
+}
+
+void store_rows(const IntegerConvArgs& args, const RowBlock& block) {
   const ConvShape& shape = args.shape;
-  const void* from = offset(block.source, block.first, args.type);
+  const std::int64_t size = args.y_element_size();
+  const std::byte* from = block.source + block.first * size;
   if (args.order == ChannelOrder::kLast) {
     for (std::int64_t i = 0; i < block.positions; ++i) {
       const std::int64_t to =
           (block.sample * shape.positions() + block.position + i) * shape.rows + block.row;
-      std::memcpy(offset(args.y, to, args.type), offset(from, i * block.stride, args.type),
-                  block.count * size_of(args.type));
+      std::memcpy(y_at(args, to), from + i * block.stride * size, block.count * size);
     }
     return;
   }
   void* to =
-      offset(args.y, (block.sample * shape.rows + block.row) * shape.positions() + block.position,
-             args.type);
-  if (args.type == FloatType::kF32) {
-    transpose(static_cast<const float*>(from), block.stride, block.positions, block.count,
-              static_cast<float*>(to), shape.positions());
-  } else {
-    transpose(static_cast<const std::uint16_t*>(from), block.stride, block.positions, block.count,
-              static_cast<std::uint16_t*>(to), shape.positions());
+      y_at(args, (block.sample * shape.rows + block.row) * shape.positions() + block.position);
+  const auto transpose_elements = [&]<typename Element>(Element) {
+    transpose(reinterpret_cast<const Element*>(from), block.stride, block.positions, block.count,
+              static_cast<Element*>(to), shape.positions());
+  };
+  switch (size) {
+    case 1:
+      return transpose_elements(std::int8_t{});
+    case 2:
+      return transpose_elements(std::uint16_t{});
+    default:
+      return transpose_elements(float{});
   }
 }
 
-void conv_by_patches(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes,
+bool conv_by_patches(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes,
                      const ParallelFor& parallel_for) {
   const ConvShape& shape = args.shape;
   const std::int64_t positions = shape.positions();
@@ -153,38 +179,39 @@ void conv_by_patches(Isa isa, const IntegerConvArgs& args, const std::int8_t* co
   const auto tokens_in = [&](std::int64_t bytes) {
     return std::max(kTokens, bytes / token_bytes / kTokens * kTokens);
   };
+  std::atomic<bool> all_have_codes = true;
   const auto for_blocks = [&](std::int64_t tokens, const ParallelFor& outer,
                               const ParallelFor& inner) {
     const std::int64_t parts = (positions + tokens - 1) / tokens;
     outer(shape.batch * shape.groups * parts, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) {
+      for (std::int64_t i = begin; i < end && all_have_codes; ++i) {
         const std::int64_t first = i % parts * tokens, outer_index = i / parts;
-        run_block(isa, args, codes,
-                  {outer_index / shape.groups, outer_index % shape.groups, first,
-                   std::min(tokens, positions - first)},
-                  inner);
+        const Block block{outer_index / shape.groups, outer_index % shape.groups, first,
+                          std::min(tokens, positions - first)};
+        if (!run_block(isa, args, codes, block, inner)) all_have_codes = false;
       }
     });
+    return all_have_codes.load();
   };
   const std::int64_t own = tokens_in(kThreadBytes);
   const std::int64_t blocks = shape.batch * shape.groups * ((positions + own - 1) / own);
   // Few blocks do not divide well among threads, which then divide the rows of the weight.
   if (blocks >= kManyBlocks) return for_blocks(own, parallel_for, serial_for);
-  for_blocks(tokens_in(kSharedBytes), serial_for, parallel_for);
+  return for_blocks(tokens_in(kSharedBytes), serial_for, parallel_for);
 }
 
-void integer_conv(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {
-  if (args.shape.batch * args.shape.positions() * args.shape.rows == 0) return;
+bool integer_conv(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {
+  if (args.shape.batch * args.shape.positions() * args.shape.rows == 0) return true;
   const bool is_depthwise = has_depthwise(args);
   const ChannelOrder wanted = is_depthwise ? ChannelOrder::kLast : patch_order(args.shape);
   const bool reorders = wanted != args.order && !orders_agree(args.shape);
   const std::int64_t size = args.shape.batch * args.shape.channels * args.shape.pixels();
-  const Scratch reordered(reorders ? (size + 3) / 4 : 0);
+  const Scratch reordered(reorders ? quarter(size) : 0);
   auto* codes = reinterpret_cast<std::int8_t*>(reordered.data());
   if (reorders) reorder(args, codes, parallel_for);
   const std::int8_t* input = reorders ? codes : args.codes;
   if (is_depthwise) return conv_depthwise(isa, args, input, parallel_for);
-  conv_by_patches(isa, args, input, parallel_for);
+  return conv_by_patches(isa, args, input, parallel_for);
 }
 
 }  // namespace quantal::kernels

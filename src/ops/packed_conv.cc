@@ -116,16 +116,16 @@ SampleCodes quantize_samples(const at::Tensor& x) {
 
 at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
                                const ConvShape& shape, const SampleCodes& x, at::ScalarType dtype,
-                               const at::Tensor& bias) {
+                               const at::Tensor& bias, std::optional<float> output_scale) {
   const at::Tensor codes = dense(x.codes), scales = x.scales.contiguous();
   const std::int64_t dims = codes.dim();
   const ChannelOrder order = order_of(codes);
   at::Tensor y =
-      at::empty(output_sizes(shape, dims), codes.options().dtype(dtype),
+      at::empty(output_sizes(shape, dims), codes.options().dtype(output_scale ? at::kChar : dtype),
                 order == ChannelOrder::kLast ? channels_last(dims) : at::MemoryFormat::Contiguous);
   const kernels::PackedLayout layout = weight.layout_of(shape.rows);
   const at::Tensor added = bias.defined() ? bias.contiguous() : bias;
-  kernels::integer_conv(
+  const bool all_have_codes = kernels::integer_conv(
       kernel_isa(),
       {.shape = shape,
        .layout = &layout,
@@ -135,9 +135,10 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
        .scales = scales.const_data_ptr<float>(),
        .type = *float_type(dtype),
        .y = y.mutable_data_ptr(),
-       .bias = added.defined() ? added.const_data_ptr() : nullptr},
+       .bias = data_of(added),
+       .y_scale = output_scale},
       threads_for(shape.batch * shape.positions() * shape.rows * shape.columns()));
-  return y;
+  return all_have_codes ? y : at::Tensor();
 }
 
 bool prefers_patches(const ConvShape& shape) {

@@ -34,11 +34,14 @@ struct SampleCodes {
 SampleCodes quantize_samples(const at::Tensor& x);
 
 /// Rows [begin, begin + shape.rows) of `weight` over codes, exact (kernels/integer_conv.h); bias
-/// (rows) of `dtype` or undefined. The result, of `dtype`, has the memory format of the codes.
+/// (rows) of `dtype` or undefined. The result, of `dtype`, has the memory format of the codes. With
+/// an output_scale it is int8 codes of that scale, as quantize_on_cpu() makes them, or undefined
+/// where there is a NaN.
 /// Precondition: weight.is_integer(), PackedWeight::begins_tile(begin).
 at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
                                const kernels::ConvShape& shape, const SampleCodes& x,
-                               at::ScalarType dtype, const at::Tensor& bias);
+                               at::ScalarType dtype, const at::Tensor& bias,
+                               std::optional<float> output_scale = std::nullopt);
 
 /// Whether patch_convolution() is the faster way: at few positions ATen's convolution takes less
 /// time than to dequantize its weight.

@@ -117,7 +117,7 @@ at::Tensor prepare_input(const std::shared_ptr<LayerState>& layer, const at::Ten
 
 at::Tensor finish_output(const std::shared_ptr<LayerState>& layer, const at::Tensor& y,
                          bool bias_follows) {
-  if (!layer || !layer->activations) return y;
+  if (!layer || !layer->activations || has_codes(y)) return y;
   const auto observer = observer_of(*layer);
   if (!observer && !quantizes_output(*layer)) return y;
   if (bias_follows && layer->has_bias) {
@@ -128,6 +128,12 @@ at::Tensor finish_output(const std::shared_ptr<LayerState>& layer, const at::Ten
   observe(&LayerObserver::output, *observer, y);
   return straight_through(
       y, [&](const at::Tensor& value) { return make_float_activation(value, layer, nullptr); });
+}
+
+at::Tensor int8_output_scale(const std::shared_ptr<LayerState>& layer) {
+  const bool is_int8 =
+      layer && layer->activations == qint8 && !observer_of(*layer) && quantizes_output(*layer);
+  return is_int8 ? layer->output_scale : at::Tensor();
 }
 
 void finish_pending(const at::Tensor& activation) {

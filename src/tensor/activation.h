@@ -25,6 +25,9 @@ at::Tensor fake_quantize_tokens(const at::Tensor& x, const QType& qtype, TokenAx
 /// Whether prepare_input() would quantize x with one scale a token.
 bool quantizes_dynamically(const std::shared_ptr<LayerState>& layer, const at::Tensor& x);
 
+/// The scale with which finish_output() would quantize to int8; undefined where it would not.
+at::Tensor int8_output_scale(const std::shared_ptr<LayerState>& layer);
+
 /// Ends a layer whose bias was added in place: observes or quantizes the value, as finish_output
 /// would have.
 void finish_pending(const at::Tensor& activation);

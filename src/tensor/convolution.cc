@@ -51,19 +51,28 @@ std::optional<Packed> as_packed(const at::Tensor& x, const at::Tensor& weight,
   return Packed{std::move(*packed), *shape, is_integer};
 }
 
-at::Tensor packed_forward(const Packed& conv, const at::Tensor& x, const at::Tensor& bias) {
+SampleCodes sample_codes(const at::Tensor& x) {
+  if (!has_int8_codes(x)) return quantize_samples(is_qtensor(x) ? quantized_value(x) : x);
+  return {activation_codes(x), impl_of(x)->activation->scale.expand({x.size(0)})};
+}
+
+at::Tensor packed_forward(const Packed& conv, const at::Tensor& x, const at::Tensor& bias,
+                          const at::Tensor& output_scale = {}) {
   const at::Tensor added = as_dtype(bias, x.scalar_type());
   const PackedWeight& weight = *conv.weight.weight;
   const std::int64_t begin = conv.weight.rows.begin;
-  if (conv.is_integer && has_int8_codes(x)) {
-    const at::Tensor scales = impl_of(x)->activation->scale.expand({x.size(0)});
-    return integer_convolution(weight, begin, conv.shape, {activation_codes(x), scales},
-                               x.scalar_type(), added);
+  if (!conv.is_integer) {
+    const at::Tensor value = is_qtensor(x) ? quantized_value(x) : x;
+    return patch_convolution(weight, begin, conv.shape, value, added);
   }
-  const at::Tensor value = is_qtensor(x) ? quantized_value(x) : x;
-  if (!conv.is_integer) return patch_convolution(weight, begin, conv.shape, value, added);
-  return integer_convolution(weight, begin, conv.shape, quantize_samples(value), x.scalar_type(),
-                             added);
+  const SampleCodes input = sample_codes(x);
+  if (output_scale.defined()) {
+    const at::Tensor scale = output_scale.to(at::kCPU, at::kFloat);
+    const at::Tensor codes = integer_convolution(weight, begin, conv.shape, input, x.scalar_type(),
+                                                 added, scale.item<float>());
+    if (codes.defined()) return activation_from_codes(codes, qint8, scale, x.scalar_type());
+  }
+  return integer_convolution(weight, begin, conv.shape, input, x.scalar_type(), added);
 }
 
 // What float kernels read of the input; differentiable.
@@ -122,7 +131,8 @@ struct Convolution : Function<Convolution> {
 }  // namespace
 
 at::Tensor convolution_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                           const ConvParams& params, bool is_dynamic) {
+                           const ConvParams& params, bool is_dynamic,
+                           const at::Tensor& output_scale) {
   const auto conv = as_packed(x, weight, bias, params, is_dynamic);
   if (!conv) return float_convolution(input_value(x, is_dynamic), weight, bias, params);
   const bool graph =
@@ -132,7 +142,7 @@ at::Tensor convolution_ste(const at::Tensor& x, const at::Tensor& weight, const 
                               params, is_dynamic);
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return packed_forward(*conv, x, bias);
+  return packed_forward(*conv, x, bias, output_scale);
 }
 
 }  // namespace quantal

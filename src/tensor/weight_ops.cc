@@ -126,7 +126,7 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const Opti
                           .groups = groups.expect_int()};
   return finish_output(
       layer, convolution_ste(input, weight, dequantize_ste(bias).value_or(at::Tensor()), params,
-                             is_dynamic));
+                             is_dynamic, int8_output_scale(layer)));
 }
 
 at::Tensor traced_convolution(const at::Tensor& x, const at::Tensor& weight,

@@ -2,11 +2,13 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <sstream>
 #include <thread>
 
 #include <gtest/gtest.h>
 
+#include "kernels/activation_codes.h"
 #include "kernels/guarded_bytes.h"
 #include "kernels/integer_linear.h"
 #include "kernels/weights.h"
@@ -79,19 +81,41 @@ struct Call {
     return shape.batch * shape.rows * shape.positions() * size_of(c.type);
   }
 
+  IntegerConvArgs args() const {
+    return {.shape = shape,
+            .layout = &layout,
+            .weight = packed.data(),
+            .codes = reinterpret_cast<const std::int8_t*>(codes.data()),
+            .order = c.order,
+            .scales = scales.data(),
+            .type = c.type,
+            .y = y.data(),
+            .bias = bias.data()};
+  }
+
   std::vector<std::byte> run(Isa isa, const ParallelFor& parallel_for = serial_for) {
-    integer_conv(isa,
-                 {.shape = shape,
-                  .layout = &layout,
-                  .weight = packed.data(),
-                  .codes = reinterpret_cast<const std::int8_t*>(codes.data()),
-                  .order = c.order,
-                  .scales = scales.data(),
-                  .type = c.type,
-                  .y = y.data(),
-                  .bias = bias.data()},
-                 parallel_for);
+    EXPECT_TRUE(integer_conv(isa, args(), parallel_for));
     return {y.data(), y.data() + size()};
+  }
+
+  // As codes; nothing where the kernel says that there is a NaN.
+  std::optional<std::vector<std::int8_t>> run_to_codes(Isa isa, float y_scale) {
+    const std::int64_t count = size() / size_of(c.type);
+    const GuardedBytes out(count);
+    IntegerConvArgs call = args();
+    call.y = out.data();
+    call.y_scale = y_scale;
+    if (!integer_conv(isa, call)) return std::nullopt;
+    const auto* first = reinterpret_cast<const std::int8_t*>(out.data());
+    return std::vector<std::int8_t>(first, first + count);
+  }
+
+  std::vector<std::int8_t> expected_codes(float y_scale) const {
+    const std::vector<std::byte> numbers = expected();
+    std::vector<std::int8_t> found(numbers.size() / size_of(c.type));
+    quantize_codes(Isa::kPortable, numbers.data(), c.type, static_cast<std::int64_t>(found.size()),
+                   y_scale, found.data());
+    return found;
   }
 
   std::int8_t code(std::int64_t sample, std::int64_t channel, std::int64_t pixel) const {
@@ -249,6 +273,9 @@ class IntegerConv : public testing::TestWithParam<std::tuple<Isa, QTypeId>> {
         for (const ChannelOrder order : {ChannelOrder::kPlanes, ChannelOrder::kLast}) {
           Call call({shape, qtype, group_size, type, order});
           ASSERT_EQ(call.run(isa), call.expected()) << call.c.name();
+          if (group_size != 0) continue;
+          const float y_scale = 0.37F;
+          ASSERT_EQ(call.run_to_codes(isa, y_scale), call.expected_codes(y_scale)) << call.c.name();
         }
       }
     }
@@ -317,6 +344,9 @@ TEST_P(IntegerConv, a_scale_that_is_nan_spoils_its_sample_only) {
     for (int i = 0; i < 36; ++i) {
       EXPECT_EQ(std::isnan(load_float(y.data(), i, FloatType::kF32)), i < 18);
     }
+    EXPECT_FALSE(call.run_to_codes(isa, 1.0F));
+    call.scales[0] = 1;
+    EXPECT_TRUE(call.run_to_codes(isa, 1.0F));
   }
 }
 

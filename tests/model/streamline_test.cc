@@ -137,6 +137,44 @@ struct ConvNetImpl : nn::Module {
 };
 TORCH_MODULE(ConvNet);
 
+// One kernel computes and quantizes; a hook that takes the output of a layer sees the same codes.
+TEST(CalibratedModel, codes_of_convolutions_are_those_of_their_quantized_results) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
+    for (const std::int64_t groups : {1, 2, 8}) {
+      SCOPED_TRACE(testing::Message() << at::toString(dtype) << ", groups " << groups);
+      torch::manual_seed(3);
+      nn::Sequential model(nn::Conv2d(nn::Conv2dOptions(8, 8, 3).groups(groups)));
+      model->to(dtype);
+      const at::Tensor x = sample({2, 8, 9, 7}).to(dtype);
+      quantize(model, kBoth);
+      calibrate(model, [&] { model->forward(x); });
+      const at::Tensor exact = model->forward(x).detach();
+      ASSERT_FALSE(is_quantized(exact));
+      calibrate(model, [&] { model->forward(x); }, /*streamline=*/false);
+      for (const at::Tensor& input : {x, x.contiguous(at::MemoryFormat::ChannelsLast)}) {
+        torch::NoGradGuard no_grad;
+        const at::Tensor y = model->forward(input);
+        ASSERT_TRUE(is_quantized(y));
+        EXPECT_TRUE(same_bits(y, quantize_activation(exact, qint8, parts(y).scale)));
+        EXPECT_EQ(y.suggest_memory_format(), input.suggest_memory_format());
+      }
+      EXPECT_TRUE(same_bits(model->forward(x).detach(), model->forward(x)));
+    }
+  }
+}
+
+TEST(CalibratedModel, a_convolution_whose_result_has_a_nan_stays_float) {
+  nn::Sequential model(nn::Conv2d(nn::Conv2dOptions(2, 3, 3)));
+  const at::Tensor x = sample({2, 2, 5, 5});
+  quantize(model, kBoth);
+  calibrate(model, [&] { model->forward(x); }, /*streamline=*/false);
+  torch::NoGradGuard no_grad;
+  model->ptr(0)->as<nn::Conv2dImpl>()->bias[1] = NAN;
+  const at::Tensor y = model->forward(x);
+  EXPECT_TRUE(y.select(1, 1).isnan().all().item<bool>());
+  EXPECT_FALSE(y.select(1, 0).isnan().any().item<bool>());
+}
+
 TEST(CalibratedModel, quantizes_outputs_of_convolutions_and_layer_norms) {
   const at::Tensor x = sample({4, 3, 16, 16});
   for (const QType& activations : {qint8, qfloat8_e4m3fn}) {
