@@ -10,6 +10,7 @@
 #include "ops/canonical_weight.h"
 #include "ops/cpu_weights.h"
 #include "ops/fake_quantize.h"
+#include "ops/plain_arguments.h"
 #include "quantizers/weight_scheme.h"
 
 namespace quantal {
@@ -20,34 +21,6 @@ using torch::autograd::Function;
 using torch::autograd::variable_list;
 using Parts = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-QType qtype_of(c10::string_view name) {
-  const auto qtype = find_qtype({name.data(), name.size()});
-  TORCH_CHECK_VALUE(qtype, "[quantal] expected the name of a qtype, got '", name, "'");
-  return *qtype;
-}
-
-std::optional<QType> activation_qtype(c10::string_view name) {
-  if (name.empty()) return std::nullopt;
-  const QType qtype = qtype_of(name);
-  TORCH_CHECK_VALUE(!qtype.is_affine(), "[quantal] expected activations of 8 bits, got ", name);
-  return qtype;
-}
-
-bool records(std::initializer_list<const at::Tensor*> tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  return std::any_of(tensors.begin(), tensors.end(),
-                     [](const at::Tensor* t) { return t->defined() && t->requires_grad(); });
-}
-
-at::Tensor value_or_none(const MaybeTensor& t) { return t.value_or(at::Tensor()); }
-MaybeTensor maybe(const at::Tensor& t) { return t.defined() ? MaybeTensor(t) : std::nullopt; }
-
-// The dispatcher's entry of an operator, so that graphs that are traced see it.
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> handle(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 // ---- linear -------------------------------------------------------------------------------------
 
 at::Tensor linear_input_grad_op(const at::Tensor& grad, const at::Tensor& data,
@@ -56,12 +29,6 @@ at::Tensor linear_input_grad_op(const at::Tensor& grad, const at::Tensor& data,
                                 c10::SymInt columns) {
   static const auto op = handle<decltype(linear_input_grad_op)>("quantal::linear_input_grad");
   return op.call(grad, data, scale, shift, qtype, group_size, std::move(columns));
-}
-
-at::Tensor fake_quantize_op(const at::Tensor& x, c10::string_view qtype, const MaybeTensor& scale,
-                            bool per_sample) {
-  static const auto op = handle<decltype(fake_quantize_op)>("quantal::fake_quantize");
-  return op.call(x, qtype, scale, per_sample);
 }
 
 at::Tensor linear_any_device(const at::Tensor& x, const at::Tensor& data, const at::Tensor& scale,
@@ -197,13 +164,6 @@ at::Tensor input_grad_autograd(const at::Tensor& grad, const at::Tensor& data,
 }
 
 // ---- decode, embedding --------------------------------------------------------------------------
-
-at::Tensor decode_op(const at::Tensor& data, const at::Tensor& scale, const MaybeTensor& shift,
-                     c10::string_view qtype, std::int64_t group_size, at::IntArrayRef sizes,
-                     at::ScalarType dtype, const MaybeTensor& latent) {
-  static const auto op = handle<decltype(decode_op)>("quantal::decode");
-  return op.call(data, scale, shift, qtype, group_size, sizes, dtype, latent);
-}
 
 at::Tensor decode_any_device(const at::Tensor& data, const at::Tensor& scale,
                              const MaybeTensor& shift, c10::string_view qtype,
@@ -397,6 +357,19 @@ at::Tensor linear_autocast(const at::Tensor& x, const at::Tensor& data, const at
 }
 
 }  // namespace
+
+at::Tensor fake_quantize_op(const at::Tensor& x, c10::string_view qtype, const MaybeTensor& scale,
+                            bool per_sample) {
+  static const auto op = handle<decltype(fake_quantize_op)>("quantal::fake_quantize");
+  return op.call(x, qtype, scale, per_sample);
+}
+
+at::Tensor decode_op(const at::Tensor& data, const at::Tensor& scale, const MaybeTensor& shift,
+                     c10::string_view qtype, std::int64_t group_size, at::IntArrayRef sizes,
+                     at::ScalarType dtype, const MaybeTensor& latent) {
+  static const auto op = handle<decltype(decode_op)>("quantal::decode");
+  return op.call(data, scale, shift, qtype, group_size, sizes, dtype, latent);
+}
 
 at::Tensor linear_op(const at::Tensor& x, const at::Tensor& data, const at::Tensor& scale,
                      const MaybeTensor& shift, const MaybeTensor& bias, c10::string_view qtype,

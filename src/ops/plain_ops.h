@@ -27,4 +27,11 @@ at::Tensor linear_op(const at::Tensor& x, const at::Tensor& data, const at::Tens
                      std::int64_t group_size, const MaybeTensor& latent,
                      c10::string_view activations, const MaybeTensor& input_scale);
 
+/// torch.ops.quantal.fake_quantize and decode, through the dispatcher.
+at::Tensor fake_quantize_op(const at::Tensor& x, c10::string_view qtype, const MaybeTensor& scale,
+                            bool per_sample);
+at::Tensor decode_op(const at::Tensor& data, const at::Tensor& scale, const MaybeTensor& shift,
+                     c10::string_view qtype, std::int64_t group_size, at::IntArrayRef sizes,
+                     at::ScalarType dtype, const MaybeTensor& latent);
+
 }  // namespace quantal

@@ -294,6 +294,7 @@ TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse3, m) {
 // Operators over plain parts that are given a quantized activation.
 TORCH_LIBRARY_IMPL(quantal, PrivateUse3, m) {
   m.impl("linear", linear_of_activation);
+  m.impl("convolution", convolution_of_activation);
   m.impl("fake_quantize", CppFunction::makeFromBoxedFunction<&uncounted_kernel>());
   m.impl("linear_input_grad", CppFunction::makeFromBoxedFunction<&uncounted_kernel>());
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "ops/plain_conv.h"
 #include "ops/plain_ops.h"
 #include "tensor/activation.h"
 #include "tensor/autograd.h"
@@ -82,6 +83,22 @@ at::Tensor linear_of_activation(const at::Tensor& x, const at::Tensor& data,
   }
   return linear_op(quantized_value(x), data, scale, shift, bias, qtype, group_size, latent,
                    activations, x_scale);
+}
+
+at::Tensor convolution_of_activation(const at::Tensor& x, const at::Tensor& data,
+                                     const at::Tensor& scale, const OptionalTensor& shift,
+                                     const OptionalTensor& bias, c10::string_view qtype,
+                                     std::int64_t group_size, at::IntArrayRef sizes,
+                                     at::IntArrayRef stride, at::IntArrayRef padding,
+                                     at::IntArrayRef dilation, std::int64_t groups,
+                                     const OptionalTensor& latent, c10::string_view activations,
+                                     const OptionalTensor& input_scale) {
+  OptionalTensor x_scale = input_scale;
+  if (has_codes(x) && impl_of(x)->activation->qtype.name == activations) {
+    x_scale = impl_of(x)->activation->scale;
+  }
+  return convolution_op(quantized_value(x), data, scale, shift, bias, qtype, group_size, sizes,
+                        stride, padding, dilation, groups, latent, activations, x_scale);
 }
 
 at::Tensor matmul(const at::Tensor& a, const at::Tensor& b) {

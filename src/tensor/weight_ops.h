@@ -22,6 +22,15 @@ at::Tensor linear_of_activation(const at::Tensor& x, const at::Tensor& data,
                                 const OptionalTensor& bias, c10::string_view qtype,
                                 std::int64_t group_size, const OptionalTensor& latent,
                                 c10::string_view activations, const OptionalTensor& input_scale);
+/// torch.ops.quantal.convolution over a quantized activation.
+at::Tensor convolution_of_activation(const at::Tensor& x, const at::Tensor& data,
+                                     const at::Tensor& scale, const OptionalTensor& shift,
+                                     const OptionalTensor& bias, c10::string_view qtype,
+                                     std::int64_t group_size, at::IntArrayRef sizes,
+                                     at::IntArrayRef stride, at::IntArrayRef padding,
+                                     at::IntArrayRef dilation, std::int64_t groups,
+                                     const OptionalTensor& latent, c10::string_view activations,
+                                     const OptionalTensor& input_scale);
 at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                        c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                        c10::SymIntArrayRef dilation, bool transposed,

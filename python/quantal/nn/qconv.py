@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from .._library import ops
 from .qmodule import QModuleMixin, register_qmodule
+from .straight_through import transforms_active
 
 __all__ = [
     "QConv1d",
@@ -17,9 +19,13 @@ __all__ = [
 ]
 
 
+_convolution = ops.convolution.default
+
+
 class _QConv(QModuleMixin):
-    """The weight is decoded for torch's convolution; inputs are quantized with one scale, or, at
-    run time, with one a sample."""
+    """Inputs are quantized with one scale, or, at run time, with one a sample; int8 activations and
+    integer weights multiply as integers, unless the convolution is transposed. Otherwise the weight
+    is decoded for torch's convolution."""
 
     scale_per_sample = True
 
@@ -58,9 +64,34 @@ class _QConv(QModuleMixin):
 class _QPlainConv(_QConv):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As the torch module's, in the input's dtype."""
-        x = self.fake_quantized(input)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self._conv_forward(x, self.float_weight(x.dtype), bias)
+        qtype = self.weight_qtype
+        if qtype is None or transforms_active():
+            x = self.fake_quantized(input)
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return self._conv_forward(x, self.float_weight(x.dtype), bias)
+        is_batch = input.ndim != len(self.kernel_size) + 1
+        x, padding = self._padded(input if is_batch else input.unsqueeze(0))
+        activations, input_scale = self.activation_arguments()
+        data, scale, shift, latent = self.weight_parts()
+        y = _convolution(
+            x, data, scale, shift, self.bias, qtype.name, self.weight_group_size or 0,
+            list(self.weight.shape), self.stride, padding, self.dilation, self.groups, latent,
+            activations, input_scale,
+        )  # fmt: skip
+        return y if is_batch else y.squeeze(0)
+
+    def _padded(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """The input and the zeros that are left to add on both sides of it."""
+        around = self._reversed_padding_repeated_twice  # of the last dimension first
+        if self.padding_mode != "zeros":
+            return F.pad(x, around, mode=self.padding_mode), (0,) * len(self.kernel_size)
+        if not isinstance(self.padding, str):
+            return x, self.padding
+        before, after = around[::2], around[1::2]
+        pairs = zip(before, after, strict=True)
+        if before != after:
+            x = F.pad(x, [n for first, last in pairs for n in (0, last - first)])
+        return x, tuple(reversed(before))
 
 
 @register_qmodule(torch.nn.Conv1d)
