@@ -217,13 +217,21 @@ for _name in [
     setattr(QuantizedLike, _name, _binary(_name))
 
 
-def _transposed_codes(data: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
-    """The transpose of codes of `rows` rows, both packed along their first dimension."""
+def unpacked_codes(data: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes that are packed along the first dimension, one a byte; those of the low bits first."""
+    return torch.cat([(data >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+
+
+def packed_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Undoes `unpacked_codes`; codes of 0 fill the last bytes."""
     shifts = range(0, 8, bits)
-    codes = torch.cat([(data >> shift) & (2**bits - 1) for shift in shifts])[:rows].t()
     missing = -codes.shape[0] % len(shifts)
-    parts = torch.nn.functional.pad(codes, (0, 0, 0, missing)).chunk(len(shifts))
-    return sum(part << shift for part, shift in zip(parts, shifts, strict=True))
+    padding = (0, 0) * (codes.ndim - 1) + (0, missing)
+    parts = torch.nn.functional.pad(codes.to(torch.uint8), padding).chunk(len(shifts))
+    packed = torch.zeros_like(parts[0])
+    for part, shift in zip(parts, shifts, strict=True):
+        packed |= part << shift
+    return packed
 
 
 class LastAxisWeight(QuantizedLike):
@@ -244,7 +252,9 @@ class LastAxisWeight(QuantizedLike):
     @property
     def _data(self) -> torch.Tensor:
         if self.qtype.is_affine:
-            return _transposed_codes(self._rows._data, self.qtype.bits, self._rows.shape[0])
+            bits = self.qtype.bits
+            codes = unpacked_codes(self._rows._data, bits)[: self._rows.shape[0]]
+            return packed_codes(codes.t(), bits)
         return self._rows._data.t()
 
     @property

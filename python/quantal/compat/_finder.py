@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import _surface
+from . import _operators, _surface
 
 __all__ = ["VERSION", "install"]
 
@@ -126,4 +126,5 @@ def install() -> None:
         )
     sys.meta_path.insert(0, _Finder())
     sys.meta_path.append(_NamespaceFinder())
+    _operators.register()
     _warn_of_importers()
