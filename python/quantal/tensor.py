@@ -34,6 +34,9 @@ def _has_bits(value: Any, below_8: bool) -> bool:
     return (value.qtype.bits < 8) == below_8
 
 
+_BASE_OF_VIEW = torch.Tensor._base.__get__
+
+
 class _QTensorMeta(type(torch.Tensor)):
     """isinstance() asks what the value is, not how it was made: tensors that operations return, and
     the weights of frozen modules, count as well."""
@@ -48,7 +51,14 @@ class QTensor(torch.Tensor, metaclass=_QTensorMeta):
     """A tensor of floating-point dtype that holds codes and scales. Any torch operation takes it;
     those without a quantized kernel see its float value."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            value = func(*args, **(kwargs or {}))
+        if type(value) in (list, tuple):  # split, chunk, unbind
+            return type(value)(_wrapped(item) for item in value)
+        # What is wrapped is a view of what it wraps: bases of bases would have no end.
+        return value if func == _BASE_OF_VIEW else _wrapped(value)
 
     @staticmethod
     def _describes(value: Any) -> bool:
@@ -61,8 +71,11 @@ class QTensor(torch.Tensor, metaclass=_QTensorMeta):
 
     @property
     def axis(self) -> int | None:
-        """0 for weights (one scale a row, or a group of one), None for activations."""
-        return None if ops.is_activation(self) else 0
+        """0 for weights (one scale a row, or a group of one), -1 for transposes of them, None for
+        activations."""
+        if ops.is_activation(self):
+            return None
+        return -1 if self.ndim == 2 and self.stride(1) != 1 else 0
 
     @property
     def _group_size(self) -> int | None:
@@ -158,6 +171,12 @@ def wrap(value: Any) -> Any:
         return value.as_subclass(ActivationQBytesTensor)
     narrow = ops.qtype_name(value) in ("qint2", "qint4")
     return value.as_subclass(WeightQBitsTensor if narrow else WeightQBytesTensor)
+
+
+def _wrapped(value: Any) -> Any:
+    """`wrap` of what may be quantized."""
+    is_tensor = isinstance(value, torch.Tensor)
+    return wrap(value) if is_tensor and ops.is_quantized(value) else value
 
 
 def _rebuild_weight(data, scale, shift, qtype, group_size, sizes, dtype) -> QTensor:
