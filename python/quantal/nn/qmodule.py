@@ -43,15 +43,19 @@ def quantize_module(
     weights: QType | str | None = None,
     activations: QType | str | None = None,
     optimizer: Optimizer | None = None,
-    **options: Any,
+    group_size: int | None = None,
 ) -> "QModuleMixin | None":
     """The quantized kind of `module`, sharing its parameters; None where it has none."""
     if isinstance(module, QModuleMixin):
         return None
+    # A `from_module` that was written for optimum-quanto takes no group size.
+    options = {} if group_size is None else {"group_size": group_size}
     for module_cls in type(module).__mro__:  # the most derived that is registered
         if module_cls in _QMODULE_TABLE:
             cls = _QMODULE_TABLE[module_cls]
-            return cls.from_module(module, weights, activations, optimizer, **options)
+            return cls.from_module(
+                module, weights=weights, activations=activations, optimizer=optimizer, **options
+            )
     return None
 
 
