@@ -6,7 +6,7 @@ import torch
 
 from ._library import ops
 from .grouped import group, ungroup
-from .qtype import find_qtype, qint8
+from .qtype import qint8, qtypes
 from .qtype import qtype as QType  # noqa: N812
 
 __all__ = [
@@ -34,17 +34,19 @@ def _has_bits(value: Any, below_8: bool) -> bool:
     return (value.qtype.bits < 8) == below_8
 
 
-_BASE_OF_VIEW = torch.Tensor._base.__get__
+_BASE_OF_VIEW: Any = torch.Tensor._base.__get__  # type: ignore[union-attr]
 
 
-class _QTensorMeta(type(torch.Tensor)):
+class _QTensorMeta(torch._C._TensorMeta):
     """isinstance() asks what the value is, not how it was made: tensors that operations return, and
     the weights of frozen modules, count as well."""
 
-    def __instancecheck__(cls, value: object) -> bool:
-        if type.__instancecheck__(cls, value) and cls is QTensor:
+    _describes: Any
+
+    def __instancecheck__(self, value: object) -> bool:
+        if type.__instancecheck__(self, value) and self is QTensor:
             return True
-        return _is_quantized(value) and cls._describes(wrap(value))
+        return _is_quantized(value) and self._describes(wrap(value))
 
 
 class QTensor(torch.Tensor, metaclass=_QTensorMeta):
@@ -67,7 +69,7 @@ class QTensor(torch.Tensor, metaclass=_QTensorMeta):
     @property
     def qtype(self) -> QType:
         """The type of the codes."""
-        return find_qtype(ops.qtype_name(self))
+        return qtypes[ops.qtype_name(self)]
 
     @property
     def axis(self) -> int | None:
@@ -111,7 +113,7 @@ class QTensor(torch.Tensor, metaclass=_QTensorMeta):
     def __deepcopy__(self, memo: dict) -> "QTensor":
         return wrap(self.detach().clone())
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: Any) -> tuple:
         data, scale, shift = ops.parts(self)
         if ops.is_activation(self):
             return _rebuild_activation, (data, scale, self.qtype.name, self.dtype)
@@ -120,7 +122,7 @@ class QTensor(torch.Tensor, metaclass=_QTensorMeta):
             data, scale, shift, self.qtype.name, self._group_size or 0, sizes, self.dtype,
         )  # fmt: skip
 
-    def __repr__(self) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return (
             f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype}, "
             f"qtype={self.qtype.name}, group_size={self._group_size})"
@@ -197,8 +199,8 @@ class QuantizedLike:
 
     _quantal_tensor = True
 
-    def tensor(self) -> QTensor:
-        """The QTensor that this stands for."""
+    def tensor(self) -> torch.Tensor:
+        """The QTensor that this stands for; or its float value, where no QTensor holds it."""
         raise NotImplementedError
 
     @classmethod

@@ -106,7 +106,9 @@ def _warn_of_importers() -> None:
                 f"import quantal.compat before {library}",
                 stacklevel=4,
             )
-    probe = getattr(sys.modules.get("transformers.utils.import_utils"), "_is_package_available", "")
+    probe: Any = getattr(
+        sys.modules.get("transformers.utils.import_utils"), "_is_package_available", ""
+    )
     if callable(getattr(probe, "cache_clear", None)):
         probe.cache_clear()
 

@@ -91,7 +91,7 @@ def _quantize_submodule(
 class QuantizedTransformersModel(models.QuantizedTransformersModel):
     """As optimum-quanto writes and reads it: linear layers alone have quantized weights."""
 
-    _quantize = staticmethod(quantize)
+    _quantize: Any = staticmethod(quantize)
 
 
 class QuantizedModelForCausalLM(QuantizedTransformersModel, models.QuantizedModelForCausalLM):
@@ -101,7 +101,7 @@ class QuantizedModelForCausalLM(QuantizedTransformersModel, models.QuantizedMode
 class QuantizedDiffusersModel(models.QuantizedDiffusersModel):
     """As optimum-quanto writes and reads it."""
 
-    _quantize = staticmethod(quantize)
+    _quantize: Any = staticmethod(quantize)
 
 
 class QuantizedPixArtTransformer2DModel(

@@ -1,6 +1,6 @@
 """torch.nn.Linear with a quantized weight."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,7 +10,11 @@ from .straight_through import transforms_active
 
 __all__ = ["QLinear"]
 
-_linear = ops.linear.default
+# A call of the packet would choose among its overloads each time.
+if TYPE_CHECKING:
+    _linear = ops.linear
+else:
+    _linear = ops.linear.default
 
 
 @register_qmodule(torch.nn.Linear)
@@ -42,7 +46,7 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         if transforms_active():
             x = self.fake_quantized(input)
             return torch.nn.functional.linear(x, self.float_weight(x.dtype), self.bias)
-        frozen = self._modules.get("weight")
+        frozen: Any = self._modules.get("weight")
         if frozen is None:
             data, scale, shift, latent = self.weight_parts()
         else:
