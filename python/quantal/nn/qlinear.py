@@ -39,7 +39,7 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """x (…, in) to (…, out), in x's dtype."""
+        """x (…, in) to (…, out), in x's dtype. RuntimeError, as torch's, for another width."""
         qtype = self.weight_qtype
         if qtype is None:
             return torch.nn.functional.linear(self.fake_quantized(input), self.weight, self.bias)
@@ -54,7 +54,16 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         activations, input_scale = "", None
         if self.activation_qtype is not None:
             activations, input_scale = self.activation_arguments()
-        return _linear(
-            input, data, scale, shift, self.bias, qtype.name, self.weight_group_size or 0, latent,
-            activations, input_scale,
-        )  # fmt: skip
+        try:
+            return _linear(
+                input, data, scale, shift, self.bias, qtype.name, self.weight_group_size or 0,
+                latent, activations, input_scale,
+            )  # fmt: skip
+        except ValueError as error:  # which speaks of the parts
+            columns = self.weight.shape[1]
+            if input.shape[-1:] == (columns,):
+                raise
+            raise RuntimeError(
+                f"[quantal.QLinear] expected input of shape (…, in_features) = (…, {columns}), got "
+                f"{tuple(input.shape)}"
+            ) from error

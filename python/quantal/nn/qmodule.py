@@ -379,17 +379,13 @@ class QModuleMixin(_Module):
         return ops.fake_quantize(x, qtype, scale, self.scale_per_sample)
 
     def quantize_input(self, module: torch.nn.Module, args: tuple) -> Any:
-        """Forward pre-hook: quantizes the first argument."""
+        """Forward pre-hook: quantizes the first argument. Codes of its type stay as they are, the
+        value of others is quantized again."""
         if not args:
             return None
         x = args[0]
-        if isinstance(x, torch.Tensor) and ops.is_activation(x):
-            got = ops.qtype_name(x)
-            if got != self.activation_qtype.name:
-                raise ValueError(
-                    "Models with heterogeneous quantized activations are not supported: expected "
-                    f"{self.activation_qtype.name} input but got {got} instead."
-                )
+        is_activation = isinstance(x, torch.Tensor) and ops.is_activation(x)
+        if is_activation and ops.qtype_name(x) == self.activation_qtype.name:
             return None
         return (self.fake_quantized(x), *args[1:])
 
