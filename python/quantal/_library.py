@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from ._operators import Operators
+
 PACKAGE = Path(__file__).parent
 
 
@@ -47,4 +49,4 @@ def _load() -> None:
 
 
 _load()
-ops = torch.ops.quantal
+ops: Operators = torch.ops.quantal

@@ -136,7 +136,7 @@ class Calibration(TorchFunctionMode):
             observer.feeds_quantized = feeds > 0
 
     @staticmethod
-    def _modules_of(model: torch.nn.Module) -> Iterator[QModuleMixin]:
+    def _modules_of(model: Any) -> Iterator[QModuleMixin]:
         for module in model.modules():
             if isinstance(module, QModuleMixin) and module.activation_qtype is not None:
                 yield module

@@ -7,7 +7,7 @@ import torch
 
 from .container import Container
 from .nn import QModuleMixin, QWeight
-from .parameters import _HasLiveParameters, quantized_parameters
+from .parameters import _HasLiveParameters, quantized_parameters, schemes_of
 from .qtype import qtype as QType  # noqa: N812
 from .records import Record, Records, dtype_name
 
@@ -102,7 +102,7 @@ def _form(module: torch.nn.Module, name: str) -> tuple:
     """qtype, activations and group size."""
     if isinstance(module, QModuleMixin):
         return module.weight_qtype, module.activation_qtype, module.weight_group_size or 0
-    scheme = module._quantized_parameters[name]
+    scheme = schemes_of(module)[name]
     return scheme.qtype, None, scheme.group_size
 
 

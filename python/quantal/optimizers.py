@@ -1,6 +1,7 @@
 """Who chooses the scale (and shift) of a weight's groups. The arithmetic is the C++ library's."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 
@@ -25,11 +26,14 @@ class Optimizer(ABC):
 
     #: The C++ quantizer that gives the same result, where there is one.
     quantizer: str | None = None
-    #: Its options.
-    options: list[float] = []  # noqa: RUF012
+
+    @property
+    def options(self) -> list[float]:
+        """Its options."""
+        return []
 
     @abstractmethod
-    def __call__(self, base: torch.Tensor, qtype: QType, axis: int | None = None):
+    def __call__(self, base: torch.Tensor, qtype: QType, *args: Any, **kwargs: Any) -> Any:
         """The scale (and shift) of `base`, broadcastable to it."""
 
 
@@ -57,7 +61,9 @@ def _scale_shape(base: torch.Tensor, axis: int | None) -> list[int]:
 class SymmetricOptimizer(Optimizer):
     """Scales alone, for 8-bit types."""
 
-    def __call__(self, base: torch.Tensor, qtype: QType, axis: int | None = None) -> torch.Tensor:
+    def __call__(  # type: ignore[override]
+        self, base: torch.Tensor, qtype: QType, axis: int | None = None
+    ) -> torch.Tensor:
         if axis not in (None, 0, -1):
             raise ValueError("axis parameter must be None, 0 (first axis) or -1 (last axis)")
         if axis is not None and base.shape[axis] == 1:
@@ -82,7 +88,7 @@ class AbsmaxOptimizer(SymmetricOptimizer):
 class AffineOptimizer(Optimizer):
     """Scales and shifts, for qint2 and qint4: ``value = scale * code - shift``."""
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         base: torch.Tensor,
         qtype: QType,

@@ -15,7 +15,14 @@ from .nn.straight_through import straight_through, transforms_active
 from .optimizers import Optimizer, default_optimizer
 from .qtype import qtype as QType  # noqa: N812
 
-__all__ = ["ParameterScheme", "QParameter", "quantize_parameter", "quantized_parameters"]
+__all__ = [
+    "ParameterScheme",
+    "QParameter",
+    "float_of",
+    "quantize_parameter",
+    "quantized_parameters",
+    "schemes_of",
+]
 
 
 @dataclass
@@ -38,18 +45,23 @@ class ParameterScheme:
     def encode(self, weight: torch.Tensor) -> tuple:
         """Codes, scale and shift of its matrix."""
         matrix = weight.detach().reshape(self.matrix_shape(weight.shape))
-        chosen = self.optimizer
+        chosen: Any = self.optimizer
         data, scale, shift = ops.encode(
             matrix, self.qtype.name, self.group_size, chosen.quantizer, chosen.options
         )
         return data, scale, shift if self.qtype.is_affine else None
 
-    def decode(self, parts: tuple, shape: torch.Size, dtype: torch.dtype, latent: Any = None):
+    def decode(
+        self, parts: tuple, shape: torch.Size, dtype: torch.dtype, latent: Any = None
+    ) -> torch.Tensor:
         """Their value as floats; gradients go to `latent`."""
         rows, columns = self.matrix_shape(shape)
         by_python = latent is not None and transforms_active()
         floats = None if latent is None or by_python else latent.reshape(rows, columns)
-        value = ops.decode(*parts, self.qtype.name, self.group_size, [rows, columns], dtype, floats)
+        data, scale, shift = parts
+        value = ops.decode(
+            data, scale, shift, self.qtype.name, self.group_size, [rows, columns], dtype, floats
+        )
         value = value.reshape(shape)
         return straight_through(latent, value) if by_python else value
 
@@ -59,7 +71,8 @@ class QParameter(QWeight):
     asked for; torch functions see the decoded value."""
 
     def __init__(self, parts: tuple, scheme: ParameterScheme, shape: Any, dtype: Any) -> None:
-        super().__init__(*parts, scheme.qtype, scheme.group_size, shape, dtype)
+        data, scale, shift = parts
+        super().__init__(data, scale, shift, scheme.qtype, scheme.group_size, shape, dtype)
         self.scheme = scheme
 
     def tensor(self) -> torch.Tensor:
@@ -84,8 +97,9 @@ class QParameter(QWeight):
         chosen = (index if is_list else torch.tensor(index, device=self.device)) % count
         rows = chosen.unsqueeze(-1) * rows_each + torch.arange(rows_each, device=self.device)
         columns = self.scheme.matrix_shape(self.shape)[1]
+        data, scale, shift = self.parts()
         value = ops.embedding(
-            rows, *self.parts(), self.qtype.name, self.group_size,
+            rows, data, scale, shift, self.qtype.name, self.group_size,
             [count * rows_each, columns], self.dtype,
         )  # fmt: skip
         return value.reshape(*chosen.shape, *self.shape[1:])
@@ -102,21 +116,32 @@ class _HasLiveParameters:
     one gives its quantized value, its entry stays the float parameter that trains."""
 
     _live_names: tuple[str, ...] = ()
-    _float_class: type = torch.nn.Module
+    _float_class: Any = torch.nn.Module
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest: Any) -> None:
+    def _load_from_state_dict(self: Any, state_dict: Any, prefix: str, *rest: Any) -> None:
         plain = self._float_class
         for name in self._live_names:  # the class changes on the way
             _freeze_for_state(self, name, state_dict, prefix)
         plain._load_from_state_dict(self, state_dict, prefix, *rest)
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: Any) -> tuple:
         state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
         return _rebuild, (self._float_class, self._live_names), state
 
 
 def _rebuild(cls: type, names: tuple[str, ...]) -> torch.nn.Module:
-    return _live_class(cls, names).__new__(_live_class(cls, names))
+    made: Any = _live_class(cls, names)
+    return made.__new__(made)
+
+
+def schemes_of(module: torch.nn.Module) -> dict[str, ParameterScheme]:
+    """Those of a module's quantized parameters, live or frozen."""
+    return module.__dict__.get("_quantized_parameters", {})
+
+
+def float_of(module: torch.nn.Module, name: str) -> Any:
+    """The float parameter itself, of a live one."""
+    return module._parameters[name]
 
 
 _LIVE_CLASSES: dict[tuple, type] = {}
@@ -124,7 +149,7 @@ _LIVE_CLASSES: dict[tuple, type] = {}
 
 def _live_class(cls: type, names: tuple[str, ...]) -> type:
     if (cls, names) not in _LIVE_CLASSES:
-        members = {name: property(_reader(name)) for name in names}
+        members: dict[str, Any] = {name: property(_reader(name)) for name in names}
         members |= {"_live_names": names, "_float_class": cls, "__module__": cls.__module__}
         _LIVE_CLASSES[cls, names] = type(cls.__name__, (_HasLiveParameters, cls), members)
     return _LIVE_CLASSES[cls, names]
@@ -132,8 +157,7 @@ def _live_class(cls: type, names: tuple[str, ...]) -> type:
 
 def _reader(name: str) -> Callable[[torch.nn.Module], torch.Tensor]:
     def read(module: torch.nn.Module) -> torch.Tensor:
-        weight = module._parameters[name]
-        scheme = module._quantized_parameters[name]
+        weight, scheme = float_of(module, name), schemes_of(module)[name]
         return scheme.decode(scheme.encode(weight), weight.shape, weight.dtype, weight)
 
     return read
@@ -160,7 +184,7 @@ def quantize_parameter(
         group_size: elements a group, for qint2 and qint4. Default: as for modules.
         row_dims: how many leading dimensions count rows. Default: all but the last.
     """
-    weight = module._parameters[name]
+    weight = float_of(module, name)
     if weight.ndim < 2 or not weight.is_floating_point():
         raise ValueError(
             f"[quantal.quantize] expected parameter '{name}' to be of floats in two dimensions or "
@@ -188,7 +212,7 @@ def quantized_parameters(
 ) -> Iterator[tuple[str, torch.nn.Module, str, ParameterScheme]]:
     """Full name, module, name and scheme of every quantized parameter, live or frozen."""
     for prefix, module in model.named_modules():
-        for name, scheme in module.__dict__.get("_quantized_parameters", {}).items():
+        for name, scheme in schemes_of(module).items():
             yield f"{prefix}.{name}" if prefix else name, module, name, scheme
 
 
@@ -206,7 +230,7 @@ def matching_parameters(
             prefix, _, name = full.rpartition(".")
             module = model.get_submodule(prefix)
             is_taken = isinstance(module, (QModuleMixin, QWeight))
-            if is_taken or name in module.__dict__.get("_quantized_parameters", {}):
+            if is_taken or name in schemes_of(module):
                 raise ValueError(f"[quantal.quantize] parameter '{full}' is quantized already")
             if parameter.ndim >= 2 or pattern == full:
                 found[full] = (module, name)
@@ -219,7 +243,7 @@ def matching_parameters(
 
 def freeze_parameter(module: torch.nn.Module, name: str) -> None:
     """Replaces a live parameter by codes."""
-    weight, scheme = module._parameters[name], module._quantized_parameters[name]
+    weight, scheme = float_of(module, name), schemes_of(module)[name]
     parts = scheme.encode(weight)
     snr = weight_snr_db(weight.detach(), scheme.decode(parts, weight.shape, weight.dtype))
     set_frozen(module, name, parts, weight.shape, weight.dtype).snr_db = snr
@@ -227,7 +251,7 @@ def freeze_parameter(module: torch.nn.Module, name: str) -> None:
 
 def set_frozen(module: torch.nn.Module, name: str, parts: tuple, shape, dtype) -> QParameter:
     """Puts codes in the place of a live parameter."""
-    made = QParameter(parts, module._quantized_parameters[name], shape, dtype)
+    made = QParameter(parts, schemes_of(module)[name], shape, dtype)
     _set_live_names(module, tuple(n for n in _live_names(module) if n != name))
     del module._parameters[name]
     module._modules[name] = made
@@ -243,8 +267,7 @@ def live_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Modu
 
 def _freeze_for_state(module: torch.nn.Module, name: str, state_dict: dict, prefix: str) -> None:
     """Codes that are about to be loaded need a frozen parameter to go to."""
-    scheme = module._quantized_parameters[name]
-    weight = module._parameters[name]
+    weight, scheme = float_of(module, name), schemes_of(module)[name]
     matrix = torch.Size(scheme.matrix_shape(weight.shape))
     made = freeze_for(
         state_dict, f"{prefix}{name}.", scheme.qtype, scheme.group_size, matrix, weight

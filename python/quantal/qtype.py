@@ -50,7 +50,7 @@ class qtype:  # noqa: N801  (optimum-quanto's name)
     def qfloat(dtype: torch.dtype) -> "qtype":
         """The type of 8-bit floating-point codes of `dtype`."""
         info = torch.finfo(dtype)
-        name = f"q{str(dtype).removeprefix('torch.').replace('float8_', 'float8_')}"
+        name = f"q{str(dtype).removeprefix('torch.')}"
         return qtype(name, True, 8, dtype, info.min, info.max)
 
 

@@ -12,11 +12,13 @@ import torch
 from .nn import QModuleMixin, QWeight, quantize_module
 from .optimizers import Optimizer
 from .parameters import (
+    float_of,
     freeze_parameter,
     live_parameters,
     matching_parameters,
     quantize_parameter,
     quantized_parameters,
+    schemes_of,
 )
 from .qtype import find_qtype
 from .qtype import qtype as QType  # noqa: N812
@@ -97,8 +99,10 @@ def quantize(
         qmodule.name = name
         made[id(module)] = qmodule
     chosen = _chosen_parameters(model, parameters, made)
-    for module, name in chosen.values():
-        quantize_parameter(module, name, find_qtype(weights), optimizer, group_size)
+    qtype = find_qtype(weights)
+    if qtype is not None:
+        for module, name in chosen.values():
+            quantize_parameter(module, name, qtype, optimizer, group_size)
     if not made and not chosen:
         warnings.warn(
             "[quantal.quantize] no module of the model has a quantized kind", stacklevel=2
@@ -132,8 +136,8 @@ def freeze(model: torch.nn.Module) -> None:
         if module.weight_qtype is not None and module.weight is not None:
             ops.check_finite(module.weight.detach(), f"{module.name}.weight")
     parameters = list(live_parameters(model))
-    for full, module, name in parameters:
-        ops.check_finite(module._parameters[name].detach(), full)
+    for full, owner, name in parameters:
+        ops.check_finite(float_of(owner, name).detach(), full)
     shared: dict[tuple, torch.nn.Module] = {}
     for module in modules:
         key = (id(module.weight), module.weight_qtype, module.weight_group_size)
@@ -143,8 +147,8 @@ def freeze(model: torch.nn.Module) -> None:
         module.freeze()
         if module.frozen:
             shared[key] = module.weight
-    for _, module, name in parameters:
-        freeze_parameter(module, name)
+    for _, owner, name in parameters:
+        freeze_parameter(owner, name)
 
 
 def quantization_map(model: torch.nn.Module) -> dict[str, dict[str, str]]:
@@ -198,11 +202,13 @@ def _quantize_named_parameter(
     """False where there is no such parameter."""
     prefix, _, parameter = name.rpartition(".")
     module = modules.get(prefix)
-    if module is None or parameter in module.__dict__.get("_quantized_parameters", {}):
+    if module is None or parameter in schemes_of(module):
         return module is not None
     if module._parameters.get(parameter) is None:
         return False
-    quantize_parameter(module, parameter, find_qtype(config["weights"]))
+    qtype = find_qtype(config["weights"])
+    if qtype is not None:
+        quantize_parameter(module, parameter, qtype)
     return True
 
 

@@ -11,7 +11,7 @@ from .container import NAMES, Container
 from .nn import QModuleMixin, quantize_module
 from .nn.qmodule import DYNAMIC
 from .optimizers import AbsmaxOptimizer, HqqOptimizer, MaxOptimizer, Optimizer
-from .parameters import quantize_parameter
+from .parameters import quantize_parameter, schemes_of
 from .qtype import find_qtype, qtypes
 from .qtype import qtype as QType  # noqa: N812
 
@@ -283,10 +283,10 @@ def _quantize_parameter(file: Container, module: torch.nn.Module, key: str, reco
         raise file.error(
             f"tensor '{key}' is quantized, which {type(module).__name__} has no quantized kind for"
         )
-    if name in module.__dict__.get("_quantized_parameters", {}):
+    if name in schemes_of(module):
         return
     is_own = record.group_size is not None  # the record of a file of Quantal
     rows = record.row_dims or (1 if is_own else None)
-    affine = record.weights.is_affine
-    size = record.group_size if affine else None
-    quantize_parameter(module, name, record.weights, _optimizer(record), size, rows)
+    qtype: Any = record.weights
+    size = record.group_size if qtype.is_affine else None
+    quantize_parameter(module, name, qtype, _optimizer(record), size, rows)

@@ -8,7 +8,7 @@ import torch
 
 from .nn import PackedCodes, QLayerNorm, QModuleMixin, QWeight
 from .nn.qmodule import has_quantized_kind, weight_snr_db
-from .parameters import ParameterScheme
+from .parameters import schemes_of
 
 __all__ = ["LayerReport", "Report", "report"]
 
@@ -100,24 +100,19 @@ def _entries(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     for name, value in [*module._parameters.items(), *module._buffers.items()]:
         if value is not None:
             yield name, value
-    for name, value in module._modules.items():
-        if isinstance(value, QWeight):
-            yield name, value
-
-
-def _scheme(module: torch.nn.Module, name: str) -> ParameterScheme | None:
-    return module.__dict__.get("_quantized_parameters", {}).get(name)
+    for name, child in module._modules.items():
+        if isinstance(child, QWeight):
+            yield name, child
 
 
 def _bytes(module: torch.nn.Module, name: str, value: Any) -> tuple[int, int]:
     if isinstance(value, QWeight):
         return value.numel() * value.dtype.itemsize, value.nbytes
-    is_weight = isinstance(module, QModuleMixin) and name == "weight"
     parts: tuple = ()
-    if is_weight and module.weight_qtype is not None:
+    if isinstance(module, QModuleMixin) and name == "weight" and module.weight_qtype is not None:
         with torch.no_grad():
             parts = module._encode(torch.empty_like(value, device="meta"))
-    elif (scheme := _scheme(module, name)) is not None:
+    elif (scheme := schemes_of(module).get(name)) is not None:
         parts = scheme.encode(torch.empty_like(value, device="meta"))
     after = sum(p.nbytes for p in parts if p is not None) if parts else value.nbytes
     return value.nbytes, after
@@ -131,7 +126,7 @@ def _layers(prefix: str, module: torch.nn.Module, snr: bool) -> Iterator[LayerRe
     rest = LayerReport(prefix, kind)
     for name, value in _entries(module):
         before, after = _bytes(module, name, value)
-        scheme = _scheme(module, name)
+        scheme = schemes_of(module).get(name)
         if scheme is not None:
             one = LayerReport(f"{prefix}.{name}" if prefix else name, kind, scheme.qtype.name)
             one.group_size, one.frozen = scheme.group_size, isinstance(value, QWeight)

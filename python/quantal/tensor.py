@@ -6,7 +6,7 @@ import torch
 
 from ._library import ops
 from .grouped import group, ungroup
-from .qtype import find_qtype, qint8
+from .qtype import qint8, qtypes
 from .qtype import qtype as QType  # noqa: N812
 
 __all__ = [
@@ -34,21 +34,33 @@ def _has_bits(value: Any, below_8: bool) -> bool:
     return (value.qtype.bits < 8) == below_8
 
 
-class _QTensorMeta(type(torch.Tensor)):
+_BASE_OF_VIEW: Any = torch.Tensor._base.__get__  # type: ignore[union-attr]
+
+
+class _QTensorMeta(torch._C._TensorMeta):
     """isinstance() asks what the value is, not how it was made: tensors that operations return, and
     the weights of frozen modules, count as well."""
 
-    def __instancecheck__(cls, value: object) -> bool:
-        if type.__instancecheck__(cls, value) and cls is QTensor:
+    _describes: Any
+
+    def __instancecheck__(self, value: object) -> bool:
+        if type.__instancecheck__(self, value) and self is QTensor:
             return True
-        return _is_quantized(value) and cls._describes(wrap(value))
+        return _is_quantized(value) and self._describes(wrap(value))
 
 
 class QTensor(torch.Tensor, metaclass=_QTensorMeta):
     """A tensor of floating-point dtype that holds codes and scales. Any torch operation takes it;
     those without a quantized kernel see its float value."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            value = func(*args, **(kwargs or {}))
+        if type(value) in (list, tuple):  # split, chunk, unbind
+            return type(value)(_wrapped(item) for item in value)
+        # What is wrapped is a view of what it wraps: bases of bases would have no end.
+        return value if func == _BASE_OF_VIEW else _wrapped(value)
 
     @staticmethod
     def _describes(value: Any) -> bool:
@@ -57,12 +69,15 @@ class QTensor(torch.Tensor, metaclass=_QTensorMeta):
     @property
     def qtype(self) -> QType:
         """The type of the codes."""
-        return find_qtype(ops.qtype_name(self))
+        return qtypes[ops.qtype_name(self)]
 
     @property
     def axis(self) -> int | None:
-        """0 for weights (one scale a row, or a group of one), None for activations."""
-        return None if ops.is_activation(self) else 0
+        """0 for weights (one scale a row, or a group of one), -1 for transposes of them, None for
+        activations."""
+        if ops.is_activation(self):
+            return None
+        return -1 if self.ndim == 2 and self.stride(1) != 1 else 0
 
     @property
     def _group_size(self) -> int | None:
@@ -98,7 +113,7 @@ class QTensor(torch.Tensor, metaclass=_QTensorMeta):
     def __deepcopy__(self, memo: dict) -> "QTensor":
         return wrap(self.detach().clone())
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: Any) -> tuple:
         data, scale, shift = ops.parts(self)
         if ops.is_activation(self):
             return _rebuild_activation, (data, scale, self.qtype.name, self.dtype)
@@ -107,7 +122,7 @@ class QTensor(torch.Tensor, metaclass=_QTensorMeta):
             data, scale, shift, self.qtype.name, self._group_size or 0, sizes, self.dtype,
         )  # fmt: skip
 
-    def __repr__(self) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return (
             f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype}, "
             f"qtype={self.qtype.name}, group_size={self._group_size})"
@@ -160,6 +175,12 @@ def wrap(value: Any) -> Any:
     return value.as_subclass(WeightQBitsTensor if narrow else WeightQBytesTensor)
 
 
+def _wrapped(value: Any) -> Any:
+    """`wrap` of what may be quantized."""
+    is_tensor = isinstance(value, torch.Tensor)
+    return wrap(value) if is_tensor and ops.is_quantized(value) else value
+
+
 def _rebuild_weight(data, scale, shift, qtype, group_size, sizes, dtype) -> QTensor:
     return wrap(ops.weight_from_parts(data, scale, shift, qtype, group_size, sizes, dtype))
 
@@ -178,8 +199,8 @@ class QuantizedLike:
 
     _quantal_tensor = True
 
-    def tensor(self) -> QTensor:
-        """The QTensor that this stands for."""
+    def tensor(self) -> torch.Tensor:
+        """The QTensor that this stands for; or its float value, where no QTensor holds it."""
         raise NotImplementedError
 
     @classmethod
@@ -217,13 +238,21 @@ for _name in [
     setattr(QuantizedLike, _name, _binary(_name))
 
 
-def _transposed_codes(data: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
-    """The transpose of codes of `rows` rows, both packed along their first dimension."""
+def unpacked_codes(data: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes that are packed along the first dimension, one a byte; those of the low bits first."""
+    return torch.cat([(data >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+
+
+def packed_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Undoes `unpacked_codes`; codes of 0 fill the last bytes."""
     shifts = range(0, 8, bits)
-    codes = torch.cat([(data >> shift) & (2**bits - 1) for shift in shifts])[:rows].t()
     missing = -codes.shape[0] % len(shifts)
-    parts = torch.nn.functional.pad(codes, (0, 0, 0, missing)).chunk(len(shifts))
-    return sum(part << shift for part, shift in zip(parts, shifts, strict=True))
+    padding = (0, 0) * (codes.ndim - 1) + (0, missing)
+    parts = torch.nn.functional.pad(codes.to(torch.uint8), padding).chunk(len(shifts))
+    packed = torch.zeros_like(parts[0])
+    for part, shift in zip(parts, shifts, strict=True):
+        packed |= part << shift
+    return packed
 
 
 class LastAxisWeight(QuantizedLike):
@@ -244,7 +273,9 @@ class LastAxisWeight(QuantizedLike):
     @property
     def _data(self) -> torch.Tensor:
         if self.qtype.is_affine:
-            return _transposed_codes(self._rows._data, self.qtype.bits, self._rows.shape[0])
+            bits = self.qtype.bits
+            codes = unpacked_codes(self._rows._data, bits)[: self._rows.shape[0]]
+            return packed_codes(codes.t(), bits)
         return self._rows._data.t()
 
     @property

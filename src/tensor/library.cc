@@ -143,6 +143,20 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> parts_of(const at:
           found.shift.defined() ? std::optional(found.shift.alias()) : std::nullopt};
 }
 
+struct TypeOf {
+  QType qtype;
+  std::int64_t group_size;
+};
+
+/// Of views, too, and without quantizing live weights.
+TypeOf type_of(const at::Tensor& t) {
+  TORCH_CHECK_VALUE(is_quantized(t), "[quantal::qtype_name] expected a quantized tensor");
+  const QTensorImpl* impl = impl_of(t);
+  if (is_activation(t)) return {impl->activation->qtype, 0};
+  const WeightScheme& scheme = *impl->weight->scheme();
+  return {scheme.qtype, scheme.group_size};
+}
+
 void register_ops(torch::Library& m) {
   m.def(
       "quantize_weight(Tensor weight, str qtype, int? group_size=None, "
@@ -196,8 +210,8 @@ void register_ops(torch::Library& m) {
                                     group_size);
       });
   m.def("qtype_name(Tensor t) -> str",
-        [](const at::Tensor& t) { return std::string(parts(t).qtype.name); });
-  m.def("group_size(Tensor t) -> int", [](const at::Tensor& t) { return parts(t).group_size; });
+        [](const at::Tensor& t) { return std::string(type_of(t).qtype.name); });
+  m.def("group_size(Tensor t) -> int", [](const at::Tensor& t) { return type_of(t).group_size; });
   m.def("is_activation(Tensor t) -> bool", [](const at::Tensor& t) { return is_activation(t); });
   m.def("isa() -> str", [] { return std::string(isa_name(kernel_isa())); });
   m.def("supported_isas() -> str[]", [] {

@@ -1,5 +1,7 @@
 """Quantized modules: what they compute live and frozen, their gradients, and how they are made."""
 
+import re
+
 import pytest
 import quantal
 import torch
@@ -346,6 +348,35 @@ def test_the_most_derived_registered_class_counts(own_module: type) -> None:
     model = nn.Sequential(Scaled(8, 8), nn.Linear(8, 8))
     quantal.quantize(model, weights="qint8")
     assert [type(m) for m in model] == [own_module, quantal.QLinear]
+
+
+@pytest.mark.parametrize("kind", ["float8", "int8"])
+def test_own_modules_take_codes_of_another_type(own_module: type, kind: str) -> None:
+    """As QLinear does: their value is quantized again."""
+    module = quantal.quantize_module(Scaled(8, 8), "qint8", "qint8")
+    module.input_scale = torch.tensor(0.03)
+    given = quantal.qtypes["qint8" if kind == "int8" else "qfloat8"]
+    codes = quantal.quantize_activation(torch.randn(2, 8), given, torch.tensor(0.02))
+    value = codes.dequantize()
+    if kind == "float8":  # codes of its own type are taken as they are
+        value = ops.fake_quantize(value, "qint8", torch.tensor(0.03))
+    expected = module.forward(value)
+    torch.testing.assert_close(module(codes) + 0.0, expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (5,), (2, 3, 16), ()])
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_input_of_another_width(qtype: str, shape: tuple[int, ...]) -> None:
+    """An error of the type of torch's, that says what the layer wants."""
+    layer = quantal.QLinear(8, 4, weights=qtype)
+    got = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
+    message = re.escape(
+        f"[quantal.QLinear] expected input of shape (…, in_features) = (…, 8), got ({got})"
+    )
+    for _ in ("live", "frozen"):
+        with pytest.raises(RuntimeError, match=message):
+            layer(torch.randn(shape))
+        layer.freeze()
 
 
 def test_a_bias_of_another_size_is_an_error() -> None:

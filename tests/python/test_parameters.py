@@ -157,3 +157,9 @@ def test_modules_can_be_left_out() -> None:
     quantal.quantize(model, weights="qint4", include=[], parameters=["*.down_proj"])
     assert type(model.head) is nn.Linear
     assert list(quantal.quantization_map(model)) == ["experts.down_proj"]
+
+
+def test_a_map_may_leave_a_parameter_float() -> None:
+    fresh, none = Model(), {"weights": "none", "activations": "none"}
+    quantal.requantize(fresh, Model().state_dict(), {"experts.down_proj": none})
+    assert quantal.quantization_map(fresh) == {}

@@ -278,6 +278,29 @@ def test_classes_and_attributes(qtype: str) -> None:
     assert torch.equal(quantal.qfallback(torch.add, live, 1), live.dequantize() + 1)
 
 
+def test_what_operations_return_has_the_attributes_too() -> None:
+    x = quantal.quantize_activation(torch.randn(4, 6), quantal.qint8, torch.tensor(0.02))
+    for value in (x.view(2, 12), x.t(), x[1], x.relu(), x.half(), *x.split(2), x.detach()):
+        assert type(value) is quantal.ActivationQBytesTensor
+        assert (value.qtype, value.axis) == (quantal.qint8, None)
+        assert value._scale.item() == pytest.approx(0.02, rel=1e-3)
+    assert type(x + 1) is torch.Tensor
+    bases = [x.view(2, 12)]
+    while bases[-1]._base is not None:  # ends
+        bases.append(bases[-1]._base)
+        assert len(bases) < 5
+    scale = torch.rand(4, 1) + 0.1
+    weight = quantal.quantize_weight(torch.randn(4, 6), quantal.qint8, 0, scale)
+    for value in (weight.half(), weight.detach(), weight.clone()):
+        assert type(value) is quantal.WeightQBytesTensor
+        assert torch.equal(value._data, weight._data)
+    # Views of a part have no parts of their own.
+    for value, axis in ((weight.t(), -1), (weight[1:3], 0)):
+        assert isinstance(value, quantal.WeightQBytesTensor)
+        assert (value.qtype, value.axis) == (quantal.qint8, axis)
+        assert "qint8" in repr(value)
+
+
 @pytest.mark.parametrize("theirs", list(quanto.qtypes.values()), ids=str)
 def test_qtypes(theirs: Any) -> None:
     ours = quantal.qtypes[theirs.name]

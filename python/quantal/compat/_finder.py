@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import _surface
+from . import _operators, _surface
 
 __all__ = ["VERSION", "install"]
 
@@ -106,7 +106,9 @@ def _warn_of_importers() -> None:
                 f"import quantal.compat before {library}",
                 stacklevel=4,
             )
-    probe = getattr(sys.modules.get("transformers.utils.import_utils"), "_is_package_available", "")
+    probe: Any = getattr(
+        sys.modules.get("transformers.utils.import_utils"), "_is_package_available", ""
+    )
     if callable(getattr(probe, "cache_clear", None)):
         probe.cache_clear()
 
@@ -126,4 +128,5 @@ def install() -> None:
         )
     sys.meta_path.insert(0, _Finder())
     sys.meta_path.append(_NamespaceFinder())
+    _operators.register()
     _warn_of_importers()

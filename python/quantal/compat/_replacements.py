@@ -11,9 +11,9 @@ import torch
 
 import quantal
 from quantal import models
-from quantal._library import ops
 from quantal.nn import qmodule
 from quantal.nn.qweight import PackedCodes
+from quantal.tensor import packed_codes, unpacked_codes
 
 _QMODULE_TABLE = qmodule._QMODULE_TABLE
 
@@ -91,7 +91,7 @@ def _quantize_submodule(
 class QuantizedTransformersModel(models.QuantizedTransformersModel):
     """As optimum-quanto writes and reads it: linear layers alone have quantized weights."""
 
-    _quantize = staticmethod(quantize)
+    _quantize: Any = staticmethod(quantize)
 
 
 class QuantizedModelForCausalLM(QuantizedTransformersModel, models.QuantizedModelForCausalLM):
@@ -101,7 +101,7 @@ class QuantizedModelForCausalLM(QuantizedTransformersModel, models.QuantizedMode
 class QuantizedDiffusersModel(models.QuantizedDiffusersModel):
     """As optimum-quanto writes and reads it."""
 
-    _quantize = staticmethod(quantize)
+    _quantize: Any = staticmethod(quantize)
 
 
 class QuantizedPixArtTransformer2DModel(
@@ -130,24 +130,15 @@ def get_extension(extension_type: str) -> Any:
     raise KeyError(extension_type)
 
 
-def _codes_type(bits: int) -> str:
+def _check_bits(bits: int) -> None:
     if bits not in (2, 4):
         raise ValueError(f"[quantal.compat] expected 2 or 4 bits, got {bits}")
-    return f"qint{bits}"
-
-
-def _steps(count: int, ndim: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = [count] + [1] * (ndim - 1)
-    return torch.ones(shape, device=like.device), torch.zeros(shape, device=like.device)
 
 
 def pack_weights(intweights: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes of 2 or 4 bits, one a byte, as several a byte along the first dimension."""
-    qtype = _codes_type(bits)
-    codes = intweights if intweights.ndim > 1 else intweights.unsqueeze(1)
-    scale, shift = _steps(len(codes), codes.ndim, codes)
-    packed = ops.encode_with(codes.float(), scale, shift, qtype, 0)
-    return packed if intweights.ndim > 1 else packed.squeeze(1)
+    _check_bits(bits)
+    return packed_codes(intweights, bits)
 
 
 class _PackedMeta(type):
@@ -163,7 +154,7 @@ class PackedTensor(metaclass=_PackedMeta):
     dtype = torch.uint8
 
     def __init__(self, data: torch.Tensor, bits: int, size: Any, stride: Any = None) -> None:
-        _codes_type(bits)
+        _check_bits(bits)
         self._data = data
         self._bits = self.bits = bits
         self.shape = torch.Size(size)
@@ -175,11 +166,7 @@ class PackedTensor(metaclass=_PackedMeta):
 
     def unpack(self) -> torch.Tensor:
         """The codes, one a byte."""
-        size = list(self.shape) + [1] * (len(self.shape) == 1)
-        scale, shift = _steps(size[0], len(size), self._data)
-        data = self._data.reshape(-1, *size[1:])
-        codes = ops.decode(data, scale, shift, _codes_type(self.bits), 0, size, torch.float32)
-        return codes.to(torch.uint8).reshape(self.shape)
+        return unpacked_codes(self._data, self.bits)[: self.shape[0]]
 
     @property
     def device(self) -> torch.device:

@@ -19,8 +19,8 @@ class QuantizeOnLoad(ConversionOps):
         self,
         input_dict: dict[str, list[torch.Tensor]],
         model: Any = None,
-        full_layer_name: str | None = None,
-        missing_keys: set[str] | None = None,
+        full_layer_name: Any = None,
+        missing_keys: Any = None,
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
         """Nothing is left for transformers to load."""

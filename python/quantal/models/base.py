@@ -49,12 +49,12 @@ class QuantizedModel:
     #: The file of weights in a saved model's folder.
     weights_file: ClassVar[str]
 
-    _quantize = staticmethod(quantize)
+    _quantize: Any = staticmethod(quantize)
 
     def __init__(self, model: torch.nn.Module) -> None:
         if not isinstance(model, self._model_class()) or not quantization_map(model):
             raise ValueError(f"The source model must be a quantized {self.library} model.")
-        self._wrapped = model
+        self._wrapped: Any = model
 
     @classmethod
     def _model_class(cls) -> type:

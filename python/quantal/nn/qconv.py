@@ -28,6 +28,7 @@ class _QConv(QModuleMixin):
     is decoded for torch's convolution."""
 
     scale_per_sample = True
+    kernel_size: tuple[int, ...]
 
     def fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
         """`x` rounded as the input of this module is."""
@@ -62,6 +63,8 @@ class _QConv(QModuleMixin):
 
 
 class _QPlainConv(_QConv):
+    _conv_forward: Any
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As the torch module's, in the input's dtype."""
         qtype = self.weight_qtype
@@ -112,6 +115,7 @@ class QConv3d(_QPlainConv, torch.nn.Conv3d):
 class _QTransposedConv(_QConv):
     _function: Any
     _dims: int
+    _output_padding: Any
 
     def forward(
         self,

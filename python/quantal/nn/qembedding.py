@@ -11,7 +11,7 @@ __all__ = ["QEmbedding"]
 
 
 @register_qmodule(torch.nn.Embedding)
-class QEmbedding(QModuleMixin, torch.nn.Embedding):
+class QEmbedding(QModuleMixin, torch.nn.Embedding):  # type: ignore[misc]  # torch has a freeze
     """Rows are decoded as they are looked up; the whole weight never is."""
 
     @classmethod

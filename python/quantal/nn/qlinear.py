@@ -1,6 +1,6 @@
 """torch.nn.Linear with a quantized weight."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,7 +10,11 @@ from .straight_through import transforms_active
 
 __all__ = ["QLinear"]
 
-_linear = ops.linear.default
+# A call of the packet would choose among its overloads each time.
+if TYPE_CHECKING:
+    _linear = ops.linear
+else:
+    _linear = ops.linear.default
 
 
 @register_qmodule(torch.nn.Linear)
@@ -35,14 +39,14 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """x (…, in) to (…, out), in x's dtype."""
+        """x (…, in) to (…, out), in x's dtype. RuntimeError, as torch's, for another width."""
         qtype = self.weight_qtype
         if qtype is None:
             return torch.nn.functional.linear(self.fake_quantized(input), self.weight, self.bias)
         if transforms_active():
             x = self.fake_quantized(input)
             return torch.nn.functional.linear(x, self.float_weight(x.dtype), self.bias)
-        frozen = self._modules.get("weight")
+        frozen: Any = self._modules.get("weight")
         if frozen is None:
             data, scale, shift, latent = self.weight_parts()
         else:
@@ -50,7 +54,16 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         activations, input_scale = "", None
         if self.activation_qtype is not None:
             activations, input_scale = self.activation_arguments()
-        return _linear(
-            input, data, scale, shift, self.bias, qtype.name, self.weight_group_size or 0, latent,
-            activations, input_scale,
-        )  # fmt: skip
+        try:
+            return _linear(
+                input, data, scale, shift, self.bias, qtype.name, self.weight_group_size or 0,
+                latent, activations, input_scale,
+            )  # fmt: skip
+        except ValueError as error:  # which speaks of the parts
+            columns = self.weight.shape[1]
+            if input.shape[-1:] == (columns,):
+                raise
+            raise RuntimeError(
+                f"[quantal.QLinear] expected input of shape (…, in_features) = (…, {columns}), got "
+                f"{tuple(input.shape)}"
+            ) from error

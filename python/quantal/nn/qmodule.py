@@ -1,7 +1,7 @@
 """What every quantized module shares, and the table of modules that have a quantized kind."""
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -43,15 +43,19 @@ def quantize_module(
     weights: QType | str | None = None,
     activations: QType | str | None = None,
     optimizer: Optimizer | None = None,
-    **options: Any,
+    group_size: int | None = None,
 ) -> "QModuleMixin | None":
     """The quantized kind of `module`, sharing its parameters; None where it has none."""
     if isinstance(module, QModuleMixin):
         return None
+    # A `from_module` that was written for optimum-quanto takes no group size.
+    options = {} if group_size is None else {"group_size": group_size}
     for module_cls in type(module).__mro__:  # the most derived that is registered
         if module_cls in _QMODULE_TABLE:
             cls = _QMODULE_TABLE[module_cls]
-            return cls.from_module(module, weights, activations, optimizer, **options)
+            return cls.from_module(
+                module, weights=weights, activations=activations, optimizer=optimizer, **options
+            )
     return None
 
 
@@ -104,13 +108,18 @@ def freeze_for(
         state_dict[prefix + "_scale"] = scale.reshape([1] * len(shape))
     empty = torch.empty(shape, dtype=like.dtype, device="meta")
     parts = ops.encode(empty, qtype.name, group_size)
-    made = [torch.empty_like(part, device=like.device) for part in parts]
-    made[1] = made[1].to(scale.dtype)
-    made[2] = made[2].to(scale.dtype) if qtype.is_affine else None
-    return tuple(made), group_size
+    codes, steps, offsets = (torch.empty_like(part, device=like.device) for part in parts)
+    shift = offsets.to(scale.dtype) if qtype.is_affine else None
+    return (codes, steps.to(scale.dtype), shift), group_size
 
 
-class QModuleMixin:
+if TYPE_CHECKING:  # its subclasses derive from a module of torch, after it
+    _Module = torch.nn.Module
+else:
+    _Module = object
+
+
+class QModuleMixin(_Module):
     """A module with a quantized weight, quantized activations, or both.
 
     Unfrozen, ``weight`` is the float parameter: any optimizer trains it, and its quantized value is
@@ -129,6 +138,18 @@ class QModuleMixin:
     #: The `Calibration` that watches this module.
     _calibration: Any = None
 
+    #: A float parameter, or the QWeight of a frozen module.
+    weight: Any
+    bias: Any
+    input_scale: torch.Tensor
+    output_scale: torch.Tensor
+    #: qtypes, or None where nothing is quantized.
+    weight_qtype: Any
+    activation_qtype: Any
+    weight_group_size: int | None
+    #: An Optimizer; None where the weight is not quantized.
+    optimizer: Any
+
     def __init__(
         self,
         *args: Any,
@@ -144,8 +165,9 @@ class QModuleMixin:
         if torch.nn.Module not in mro:
             raise TypeError("Quantized modules must inherit from a torch.nn.Module class")
         super().__init__(*args, device=device, **kwargs)
-        self.dynamic = isinstance(activations, str) and activations.startswith(DYNAMIC)
-        if self.dynamic:
+        self.dynamic = False
+        if isinstance(activations, str):
+            self.dynamic = activations.startswith(DYNAMIC)
             activations = activations.removeprefix(DYNAMIC)
         self.weight_qtype = find_qtype(weights)
         self.activation_qtype = find_qtype(activations)
@@ -187,7 +209,7 @@ class QModuleMixin:
     @classmethod
     def from_module(
         cls,
-        module: torch.nn.Module,
+        module: Any,
         weights: QType | str | None = None,
         activations: QType | str | None = None,
         optimizer: Optimizer | None = None,
@@ -200,7 +222,7 @@ class QModuleMixin:
         if (
             group_size is not None
             and qmodule.weight_qtype is not None
-            and (qmodule.weight_qtype.is_affine)
+            and qmodule.weight_qtype.is_affine
         ):
             length = module.weight.numel() // max(module.weight.shape[0], 1)
             qmodule.weight_group_size = (
@@ -228,7 +250,7 @@ class QModuleMixin:
     def weight_parts(self) -> tuple:
         """``(data, scale, shift, latent)``: what operators compute with; the latent is the float
         parameter of an unfrozen module."""
-        frozen = self._modules.get("weight")
+        frozen: Any = self._modules.get("weight")
         if frozen is not None:
             return (*frozen.parts(), None)
         weight = self.weight
@@ -328,9 +350,9 @@ class QModuleMixin:
     def _note_scale(self, name: str) -> None:
         """A scale of exactly 1 means that nothing was calibrated, as in optimum-quanto's files."""
         value = self._buffers.get(name)
-        known = value is not None and not value.is_meta and value.numel() == 1
         flag = "_input_calibrated" if name == "input_scale" else "_output_calibrated"
-        object.__setattr__(self, flag, bool(known and value.item() != 1))
+        known = value is not None and not value.is_meta and value.numel() == 1 and value.item() != 1
+        object.__setattr__(self, flag, known)
 
     def activation_arguments(self) -> tuple[str, torch.Tensor | None]:
         """The qtype's name and the calibrated scale of the input, as operators take them; no scale
@@ -357,17 +379,13 @@ class QModuleMixin:
         return ops.fake_quantize(x, qtype, scale, self.scale_per_sample)
 
     def quantize_input(self, module: torch.nn.Module, args: tuple) -> Any:
-        """Forward pre-hook: quantizes the first argument."""
+        """Forward pre-hook: quantizes the first argument. Codes of its type stay as they are, the
+        value of others is quantized again."""
         if not args:
             return None
         x = args[0]
-        if isinstance(x, torch.Tensor) and ops.is_activation(x):
-            got = ops.qtype_name(x)
-            if got != self.activation_qtype.name:
-                raise ValueError(
-                    "Models with heterogeneous quantized activations are not supported: expected "
-                    f"{self.activation_qtype.name} input but got {got} instead."
-                )
+        is_activation = isinstance(x, torch.Tensor) and ops.is_activation(x)
+        if is_activation and ops.qtype_name(x) == self.activation_qtype.name:
             return None
         return (self.fake_quantized(x), *args[1:])
 
@@ -417,7 +435,8 @@ class QModuleMixin:
         if self.frozen:
             del self._modules["weight"]
             self._parameters["weight"] = None
-        self._set_frozen(*parts, shape, dtype)
+        data, scale, shift = parts
+        self._set_frozen(data, scale, shift, shape, dtype)
 
     def extra_repr(self) -> str:
         """The torch module's text and what is quantized."""

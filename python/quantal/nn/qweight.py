@@ -28,7 +28,7 @@ class Part(torch.nn.Parameter):
         memo[id(self)] = copy
         return copy
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: Any) -> tuple:
         # torch cannot pickle float8 storages outside torch.save().
         data = self.data
         return _rebuild_part, (data.view(torch.uint8) if _is_float8(data) else data, data.dtype)
@@ -89,7 +89,7 @@ class PackedCodes(_Parts):
 
     def forward(self) -> torch.Tensor:
         """The bytes."""
-        return self._parameters["_data"]
+        return self._data
 
     @property
     def dtype(self) -> torch.dtype:
@@ -143,11 +143,12 @@ class QWeight(QuantizedLike, _Parts):
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Data, scale and shift."""
-        parts, packed = self._parameters, self._modules.get("_data")
+        parts: dict[str, Any] = self._parameters
+        packed: Any = self._modules.get("_data")
         data = parts["_data"] if packed is None else packed.parts()
         return data, parts["_scale"], parts["_shift"]
 
-    def tensor(self) -> QTensor:
+    def tensor(self) -> torch.Tensor:
         """The parts as a QTensor."""
         data, scale, shift = self.parts()
         return wrap(
@@ -232,7 +233,7 @@ class QWeight(QuantizedLike, _Parts):
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
         key = prefix + ("_data._data" if self.qtype.is_affine else "_data")
-        data = self._data._data if self.qtype.is_affine else self._data
+        data = self._data._data if isinstance(self._data, PackedCodes) else self._data
         given = state_dict.get(key)
         if given is not None and given.dtype != data.dtype:
             error_msgs.append(
