@@ -1,13 +1,16 @@
 """The programs of examples/, on little data."""
 
 import gzip
+import itertools
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -72,6 +75,57 @@ def test_fashion_mnist_without_data(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("fashion_mnist: error: ")
     assert "dataset-fashion-mnist" in done.stderr
+
+
+@pytest.fixture
+def coloured_images(tmp_path: Path) -> Path:
+    """Ten classes of six images of noise for each part, whose label shows as a bright row."""
+    for part in ("train", "test"):
+        for label, name in itertools.product(range(10), range(6)):
+            folder = tmp_path / part / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = torch.randint(0, 100, (32, 32, 3), dtype=torch.uint8)
+            pixels[3 * label + 1] = 255
+            Image.fromarray(pixels.numpy()).save(folder / f"{name}.png")
+    return tmp_path
+
+
+def test_cifar10_resnet(coloured_images: Path, tmp_path: Path) -> None:
+    program = EXAMPLES / "python" / "cifar10_resnet.py"
+    net = runpy.run_path(str(program))["ResNet"](blocks=1)
+    state = {f"module.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "net.th")
+    out = tmp_path / "out"
+    options = ("--data", coloured_images, "--checkpoint", tmp_path / "net.th", "--out", out)
+    done = run(
+        sys.executable, program, *options, "--batch-size", "10", "--epochs", "12", "--rounds", "2"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    assert len(rows) == 13
+    accuracy = {scheme: float(row[0]) for scheme, row in rows.items()}
+    for scheme in ("float-trained", "int8-static8-trained", "int4-trained", "int4-static8-trained"):
+        assert accuracy[scheme] > 50, lines
+    sizes = {scheme: int(row[1].replace(",", "")) for scheme, row in rows.items()}
+    assert sizes["int2"] < sizes["int4"] < sizes["int8"] < sizes["float"]
+    assert sizes["int8-static8"] == pytest.approx(sizes["int8"], rel=0.02)
+    assert {p.stem: p.stat().st_size for p in out.iterdir()} == sizes
+
+
+@pytest.mark.parametrize("missing", ["data", "checkpoint"])
+def test_cifar10_resnet_says_what_is_missing(
+    coloured_images: Path, tmp_path: Path, missing: str
+) -> None:
+    program = EXAMPLES / "python" / "cifar10_resnet.py"
+    state = runpy.run_path(str(program))["ResNet"](blocks=1).state_dict()
+    torch.save(state, tmp_path / "net.th")
+    places = {"data": coloured_images, "checkpoint": tmp_path / "net.th"}
+    places[missing] = tmp_path / "none"
+    done = run(sys.executable, program, *(f"--{name}={path}" for name, path in places.items()))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"cifar10_resnet: error: {tmp_path / 'none'}")
+    assert "https://github.com/" in done.stderr
 
 
 @pytest.mark.skipif(not RUNNER.exists(), reason="the examples are not built")
