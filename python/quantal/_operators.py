@@ -24,6 +24,24 @@ class Operators(Protocol):
         dilation: Sequence[int] = (1,),
         groups: int = 1,
     ) -> Tensor: ...
+    def convolution(
+        self,
+        x: Tensor,
+        data: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        bias: Tensor | None,
+        qtype: str,
+        group_size: int,
+        sizes: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        latent: Tensor | None = None,
+        activations: str = "",
+        input_scale: Tensor | None = None,
+    ) -> Tensor: ...
     def decode(
         self,
         data: Tensor,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .nn import QModuleMixin, QWeight, quantize_module
+from .nn.qmodule import has_own_forward
 from .optimizers import Optimizer
 from .parameters import (
     float_of,
@@ -70,6 +71,7 @@ def quantize(
 
     Raises ValueError where `model` itself is a module to replace (use `quantize_module`), where it
     has quantized modules that would be quantized again, and where a pattern matches nothing.
+    Modules whose class overrides the forward of torch's get a warning and stay float.
     """
     include, exclude = _patterns(include), _patterns(exclude)
     names = [name for name, _ in _named_places(model)]
@@ -81,6 +83,7 @@ def quantize(
     if parameters is not None and weights is None:
         raise ValueError("[quantal.quantize] expected weights for the parameters, got None")
     made: dict[int, QModuleMixin] = {}
+    own: list[str] = []
     for name, module in _named_places(model):
         if id(module) in made or not _is_chosen(name, include, exclude):
             continue
@@ -90,6 +93,9 @@ def quantize(
             )
         qmodule = quantize_module(module, weights, activations, optimizer, group_size=group_size)
         if qmodule is None:
+            is_norm = isinstance(module, torch.nn.LayerNorm)  # has no weights to quantize
+            if has_own_forward(module) and (activations is not None or not is_norm):
+                own.append(name)
             continue
         if module is model:
             raise ValueError(
@@ -98,6 +104,12 @@ def quantize(
             )
         qmodule.name = name
         made[id(module)] = qmodule
+    if own:
+        warnings.warn(
+            f"[quantal.quantize] left alone, for their classes have a forward of their own: {own}. "
+            "Exclude them, or give the classes a quantized kind with register_qmodule()",
+            stacklevel=2,
+        )
     chosen = _chosen_parameters(model, parameters, made)
     qtype = find_qtype(weights)
     if qtype is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .nn import PackedCodes, QLayerNorm, QModuleMixin, QWeight
-from .nn.qmodule import has_quantized_kind, weight_snr_db
+from .nn.qmodule import has_own_forward, has_quantized_kind, weight_snr_db
 from .parameters import schemes_of
 
 __all__ = ["LayerReport", "Report", "report"]
@@ -140,8 +140,11 @@ def _layers(prefix: str, module: torch.nn.Module, snr: bool) -> Iterator[LayerRe
             rest.bytes_before += before
     if rest.bytes_before:
         rest.bytes_after = rest.bytes_before
-        known = has_quantized_kind(module)
-        rest.left_alone = "not quantized" if known else "no quantized kind for its parameters"
+        if has_own_forward(module):
+            rest.left_alone = "its class has a forward of its own"
+        else:
+            known = has_quantized_kind(module)
+            rest.left_alone = "not quantized" if known else "no quantized kind for its parameters"
         yield rest
 
 

@@ -128,6 +128,28 @@ def test_cifar10_resnet_says_what_is_missing(
     assert "https://github.com/" in done.stderr
 
 
+def test_efficientnet(coloured_images: Path, tmp_path: Path) -> None:
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    torch.manual_seed(1)
+    model = package.EfficientNet.from_name("efficientnet-lite0")
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    program = EXAMPLES / "python" / "efficientnet.py"
+    options = ("--out", tmp_path / "out", "--count", "8", "--batch-size", "4", "--rounds", "1")
+    images = coloured_images / "test"
+    done = run(sys.executable, program, tmp_path / "model.pth", images, *options)
+    assert done.returncode == 0, done.stderr
+    assert "forward of their own" not in done.stderr
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:]}
+    assert list(rows) == ["float", "int8", "float8", "int4", "int8-dynamic8", "int8-static8"]
+    noise = {scheme: float(row[2]) for scheme, row in rows.items()}
+    assert noise["float"] == float("inf")
+    for scheme in ("int8", "int8-dynamic8", "int8-static8"):
+        assert noise[scheme] > 20
+    assert noise["int8"] > noise["float8"] > noise["int4"]
+    sizes = {scheme: int(row[4].replace(",", "")) for scheme, row in rows.items()}
+    assert sizes["int4"] < sizes["int8"] < sizes["float"] / 3
+
+
 @pytest.mark.skipif(not RUNNER.exists(), reason="the examples are not built")
 def test_exported_model_runs_without_python(tmp_path: Path) -> None:
     done = run(sys.executable, EXAMPLES / "aoti" / "export.py", tmp_path)

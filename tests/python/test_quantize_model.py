@@ -127,6 +127,58 @@ def test_quantize_module_without_a_quantized_kind() -> None:
     assert quantal.quantize_module(norm, weights="qint8") is None
 
 
+class PaddedConv(nn.Conv2d):
+    """As the convolutions that pad as TensorFlow's do."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(input, (0, 1, 0, 1)))
+
+
+class ShiftedEmbedding(nn.Embedding):
+    """As the position embeddings of OPT and BART in transformers."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input + 2)
+
+
+class NamedLinear(nn.Linear):
+    """A class of its own whose forward is torch's."""
+
+
+def test_a_forward_of_its_own_is_not_dropped() -> None:
+    model = nn.ModuleDict(
+        {
+            "conv": PaddedConv(3, 4, 2),
+            "embedding": ShiftedEmbedding(9, 8),
+            "linear": NamedLinear(8, 4),
+        }
+    )
+    image, index = torch.randn(1, 3, 5, 5), torch.arange(7)
+    expected = [model["conv"](image), model["embedding"](index)]
+    with pytest.warns(UserWarning, match=r"forward of their own.*conv.*embedding.*register_qmod"):
+        quantal.quantize(model, weights="qint8")
+    assert quantized_names(model) == ["linear"]
+    assert torch.equal(model["conv"](image), expected[0])
+    assert torch.equal(model["embedding"](index), expected[1])
+    states = {layer.name: layer.left_alone for layer in quantal.report(model).layers}
+    assert states["conv"] == states["embedding"] == "its class has a forward of its own"
+
+
+class ChannelNorm(nn.LayerNorm):
+    """As that of ConvNeXt: over the first dimension."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.transpose(1, -1)).transpose(1, -1)
+
+
+def test_no_warning_of_forwards_that_were_excluded_or_have_no_weights(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    model = nn.Sequential(PaddedConv(3, 4, 2), nn.Conv2d(4, 4, 2), ChannelNorm(4))
+    quantal.quantize(model, weights="qint8", exclude="0")
+    assert not recwarn.list
+
+
 def test_mixin_needs_a_torch_module() -> None:
     class Alone(quantal.QModuleMixin):
         pass

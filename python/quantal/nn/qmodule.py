@@ -45,23 +45,39 @@ def quantize_module(
     optimizer: Optimizer | None = None,
     group_size: int | None = None,
 ) -> "QModuleMixin | None":
-    """The quantized kind of `module`, sharing its parameters; None where it has none."""
-    if isinstance(module, QModuleMixin):
+    """The quantized kind of `module`, sharing its parameters; None where it has none, as a class
+    has that is not registered and whose forward is not that of the class which is."""
+    if isinstance(module, QModuleMixin) or has_own_forward(module):
+        return None
+    module_cls = _registered_class(module)
+    if module_cls is None:
         return None
     # A `from_module` that was written for optimum-quanto takes no group size.
     options = {} if group_size is None else {"group_size": group_size}
-    for module_cls in type(module).__mro__:  # the most derived that is registered
-        if module_cls in _QMODULE_TABLE:
-            cls = _QMODULE_TABLE[module_cls]
-            return cls.from_module(
-                module, weights=weights, activations=activations, optimizer=optimizer, **options
-            )
-    return None
+    return _QMODULE_TABLE[module_cls].from_module(
+        module, weights=weights, activations=activations, optimizer=optimizer, **options
+    )
+
+
+def _registered_class(module: torch.nn.Module) -> type | None:
+    """The most derived of its classes that has a quantized kind."""
+    return next((cls for cls in type(module).__mro__ if cls in _QMODULE_TABLE), None)
 
 
 def has_quantized_kind(module: torch.nn.Module) -> bool:
     """Whether the table has a quantized kind for it."""
-    return any(isinstance(module, module_cls) for module_cls in _QMODULE_TABLE)
+    return _registered_class(module) is not None
+
+
+def has_own_forward(module: torch.nn.Module) -> bool:
+    """Whether it computes something else than the registered class that it derives from: a
+    quantized kind, whose forward is that class's, would leave that out."""
+    module_cls = _registered_class(module)
+    return any(
+        getattr(type(module), name, None) is not getattr(module_cls, name, None)
+        for name in ("forward", "_conv_forward")
+        if module_cls is not None
+    )
 
 
 def choose_group_size(qtype: QType, row_length: int, wanted: int | None) -> int:

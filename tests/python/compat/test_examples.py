@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[3]
 WORDS = [f"word{i}" for i in range(90)]
@@ -80,3 +81,30 @@ def test_quantized_cache(llama_folder: Path, text: Path) -> None:
     texts = [line for line in lines[6:] if line]
     assert [line.split(":")[0] for line in texts] == list(rows)
     assert all(len(line.split(": ")[1].split()) == 20 for line in texts)
+
+
+def test_sentence_encoder(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=96,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    save_tokenizer(tmp_path / "bert")
+    sentences = [" ".join(WORDS[i * j % 90] for j in range(10 + i % 5)) for i in range(1, 12)]
+    (tmp_path / "sentences.txt").write_text("\n".join([*sentences, "too short"]))
+    options = ("--batch-size", 4, "--tokens", 24, "--rounds", 1)
+    lines = run("sentence_encoder.py", tmp_path / "bert", tmp_path / "sentences.txt", *options)
+    rows = {line.split()[0]: [float(x) for x in line.replace("%", "").split()[1:]]
+            for line in lines[2:]}  # fmt: skip
+    assert len(rows) == 8
+    least = {scheme: row[2] for scheme, row in rows.items()}
+    assert least["float32"] == 1
+    assert least["int8"] > 0.999
+    assert least["int8-all-a8"] > 0.99
+    assert 0.9 < least["int4-all-a8"] < least["int8-all-a8"]
+    assert rows["int4-all-a8"][0] < rows["int8"][0] < rows["float32"][0]
