@@ -1,13 +1,15 @@
-"""The package as pip lays it out: it finds its library, and C++ projects find it.
+"""The package as pip installs it: it finds its library, and C++ projects find it.
 
-The tree is made by `cmake --install` of the build folder, since a wheel takes too long to build."""
+The wheel compiles nothing anew: ccache knows its objects from the build folder."""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import quantal
@@ -18,31 +20,69 @@ ROOT = Path(__file__).parents[2]
 BUILD = Path(os.environ["QUANTAL_LIBRARY"]).parents[1]
 PACKAGE = Path(quantal.__file__).parent
 
-pytestmark = pytest.mark.skipif(
-    not (BUILD / "CMakeCache.txt").exists(), reason="the library is not in a build folder"
-)
-
 
 def cached(name: str) -> str:
     """A variable of the build folder."""
-    cache = (BUILD / "CMakeCache.txt").read_text()
+    file = BUILD / "CMakeCache.txt"
+    cache = file.read_text() if file.exists() else ""
     found = re.search(rf"^{name}:\w+=(.*)$", cache, re.MULTILINE)
     return found[1] if found else ""
 
 
+pytestmark = pytest.mark.skipif(
+    not cached("CCACHE_PROGRAM") or find_spec("scikit_build_core") is None,
+    reason="needs a build folder, ccache and scikit-build-core",
+)
+
+
+def pip(*arguments: object) -> None:
+    command = [sys.executable, "-m", "pip", *map(str, arguments), "--no-index", "--no-deps"]
+    # By its name: ccache tells c++ from g++, and pip's environment names the latter.
+    environment = os.environ | {"CXX": cached("CMAKE_CXX_COMPILER")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
-def site() -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip wheel` makes of the source tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", ROOT, "--no-build-isolation", "--wheel-dir", folder)
+    (file,) = folder.iterdir()
+    return file
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path) -> Path:
     """A folder with the packages quantal and torch, as site-packages has them. Always the same one,
     so that the compiler's cache knows what is compiled against it."""
     folder = BUILD / "python-install"
     shutil.rmtree(folder, ignore_errors=True)
-    package = folder / "quantal"
-    install = ["cmake", "--install", str(BUILD), "--prefix", str(package)]
-    subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(PACKAGE, package, ignore=ignored, dirs_exist_ok=True)
+    pip("install", wheel, "--target", folder)
     (folder / "torch").symlink_to(Path(torch.__file__).parent)
     return folder
+
+
+def test_what_the_wheel_has(wheel: Path) -> None:
+    assert re.fullmatch(rf"quantal-{quantal.__version__}-py3-none-linux_\w+\.whl", wheel.name)
+    with ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    sources = {
+        f"quantal/{file.relative_to(PACKAGE)}"
+        for file in PACKAGE.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    headers = {
+        f"quantal/include/quantal/{file.name}" for file in (ROOT / "include/quantal").iterdir()
+    }
+    parts = ("", "_io", "_kernels")
+    assert sources | headers < names
+    assert {f"quantal/lib/libquantal{part}.so" for part in parts} < names
+    rest = names - sources - headers
+    assert all(
+        name.startswith((f"quantal-{quantal.__version__}.dist-info/", "quantal/lib/"))
+        for name in rest - {"quantal/_build.py", "quantal/share/doc/Quantal/LICENSE"}
+    )
 
 
 def run(site: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
@@ -112,11 +152,13 @@ def test_library_that_is_not_there(site: Path) -> None:
 
 def test_library_of_another_torch(site: Path) -> None:
     build = site / "quantal" / "_build.py"
+    right = build.read_text()
+    assert f'TORCH_VERSION = "{torch.__version__.partition("+")[0]}"' in right
     try:
         build.write_text('TORCH_VERSION = "1.13.1"\n')
         done = run(site, "-c", "import quantal")
     finally:
-        build.unlink()
+        build.write_text(right)
     assert "ImportError: [quantal] expected torch 1.13, which the C++ library was" in done.stderr
 
 
