@@ -1,5 +1,7 @@
 """LoRA adapters on quantized layers: training, merging, unmerging, saving."""
 
+import copy
+
 import pytest
 import quantal
 import quantal.integrations.peft
@@ -15,11 +17,11 @@ def logits(model, tokens: torch.Tensor) -> torch.Tensor:
         return model(tokens).logits
 
 
-def adapted(llama, weights: str, tokens: torch.Tensor, steps: int = 5):
+def adapted(llama, weights: str, tokens: torch.Tensor, steps: int = 5, **options: bool):
     """A model with trained adapters, and its losses."""
     quantal.quantize(llama, weights=weights, exclude=["lm_head", "model.embed_tokens"])
     quantal.freeze(llama)
-    model = get_peft_model(llama, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS))
+    model = get_peft_model(llama, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, **options))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=0.02)
     losses = []
@@ -94,11 +96,71 @@ def test_a_broken_adapter_changes_nothing(llama, tokens) -> None:
     assert not layer.merged
 
 
-def test_what_cannot_be_is_said(llama, tokens) -> None:
-    quantal.quantize(llama, weights="qint8", include="*.q_proj")
+def test_what_cannot_be_merged_is_said(llama, tokens) -> None:
+    model, _ = adapted(llama, "qint8", tokens, steps=0, lora_bias=True)
+    with pytest.raises(NotImplementedError, match="'default' is more than LoRA or DoRA"):
+        model.merge_adapter()
+
+
+def floats_of(layer: torch.nn.Module) -> torch.nn.Linear:
+    """A float linear of a quantized one's values."""
+    made = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+    made.weight.data = layer.weight.dequantize()
+    if layer.bias is not None:
+        made.bias.data = layer.bias.data.clone()
+    return made
+
+
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+def test_dora_is_pefts(llama, tokens, weights: str) -> None:
+    """Outputs, gradients and the merged weight are those of peft's DoRA over the decoded weight."""
+    quantal.quantize(llama, weights=weights, exclude=["lm_head", "model.embed_tokens"])
     quantal.freeze(llama)
-    with pytest.raises(NotImplementedError, match="DoRA needs a float layer"):
-        get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+    exact = copy.deepcopy(llama)
+    for name, module in list(exact.named_modules()):
+        if isinstance(module, quantal.QLinear):
+            exact.set_submodule(name, floats_of(module))
+    models = []
+    for base in (llama, exact):
+        torch.manual_seed(3)
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, use_dora=True)
+        model = get_peft_model(base, config)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.5)
+        for _ in range(3):
+            model(tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        models.append(model.eval())
+    ours, theirs = models
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(logits(ours, tokens), logits(theirs, tokens), **close)
+    layers = [m.base_model.model.model.layers[0].self_attn.q_proj for m in models]
+    magnitudes = [layer.lora_magnitude_vector["default"].weight for layer in layers]
+    assert (magnitudes[0] != layers[0].base_layer.weight.dequantize().norm(dim=1)).any()
+    torch.testing.assert_close(*magnitudes, **close)
+
+    codes = layers[0].base_layer.weight
+    expected = logits(ours, tokens)
+    for model in models:
+        model.merge_adapter()
+    step = codes._scale.max() * 1.5
+    merged = [layer.base_layer.weight for layer in layers]
+    assert layers[0].base_layer.frozen
+    assert (merged[0].dequantize() - merged[1]).abs().max() < step
+    assert not torch.equal(merged[0].dequantize(), codes.dequantize())
+    ours.unmerge_adapter()
+    assert layers[0].base_layer.weight is codes
+    assert torch.equal(logits(ours, tokens), expected)
+
+
+def test_dora_reloads(llama, tokens, tmp_path) -> None:
+    model, losses = adapted(llama, "qint4", tokens, use_dora=True)
+    assert losses[-1] < losses[0] - 0.1
+    expected = logits(model, tokens)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(model.unload(), tmp_path)
+    assert torch.equal(logits(again.eval(), tokens), expected)
 
 
 def test_float_layers_are_pefts(llama) -> None:
