@@ -88,6 +88,10 @@ class _Saving:
         they say more."""
         if isinstance(module, QEmbedding):
             return
+        # A norm without a weight quantizes nothing but its output, and C++ knows none that does.
+        says_nothing = key.endswith("input_scale") or value.item() == 1
+        if module.weight is None and says_nothing:
+            return
         weight = value if module.weight is None else module.weight
         name = key.rpartition(".")[2]
         is_first_of_weight = self._scaled.setdefault((id(weight), name), key) == key

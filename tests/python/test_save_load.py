@@ -1,6 +1,7 @@
 """quantal.save, load, requantize from files and report: one format for Python, C++ and
 optimum-quanto."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -337,6 +338,25 @@ def test_load_keeps_what_an_optimizer_holds(tmp_path: Path) -> None:
     assert all(a is b for a, b in zip(held, model.parameters(), strict=True))
     assert held[0].requires_grad
     assert_same_state(model, quantized("qint8"))
+
+
+@pytest.mark.parametrize("how", ["uncalibrated", "not read", "read"])
+def test_norm_without_weight(how: str, tmp_path: Path) -> None:
+    """Its output's scale is in the file where it has one: C++ has no place for more."""
+    last = nn.Linear(8, 8) if how == "read" else nn.Identity()
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8, elementwise_affine=False), last)
+    fresh, x = copy.deepcopy(model), torch.randn(4, 8)
+    quantal.quantize(model, weights="qint8", activations="qint8")
+    if how != "uncalibrated":
+        with quantal.Calibration(model):
+            model(x)
+    quantal.freeze(model)
+    quantal.save(model, tmp_path / "model.safetensors")
+    keys = {k for k in load_file(tmp_path / "model.safetensors") if k.startswith("1.")}
+    assert keys == ({"1.output_scale"} if how == "read" else set())
+    quantal.requantize(fresh, tmp_path / "model.safetensors")
+    assert torch.equal(value(fresh(x)), value(model(x)))
+    assert quantal.quantization_map(fresh) == quantal.quantization_map(model)
 
 
 # ---- C++
