@@ -60,6 +60,10 @@ std::optional<SampleCodes> codes_of(const at::Tensor& x, const MaybeTensor& scal
   return SampleCodes{codes, scale->to(at::kFloat).reshape({1}).expand({x.size(0)})};
 }
 
+// Rows of a group from which on products of codes make up for writing patches; below, rounding the
+// input and torch's float convolution take less time (benchmarks/conv.py).
+constexpr std::int64_t kIntegerRows = 64;
+
 // As kernels compute it; nothing where they do not take it.
 std::optional<at::Tensor> convolve_codes(const SampleCodes& x, const WeightCodes& weight,
                                          const ConvParams& params, at::ScalarType dtype,
@@ -86,7 +90,8 @@ at::Tensor convolution_any_device(const at::Tensor& x, const at::Tensor& data,
   const at::ScalarType dtype = x.scalar_type();
   const MaybeTensor added = bias ? MaybeTensor(bias->to(dtype)) : std::nullopt;
   const auto type = activation_qtype(activations);
-  if (type == qint8 && PackedWeight::takes_activations(x) && conv_shape(x.sizes(), sizes, params)) {
+  if (type == qint8 && sizes[0] / groups >= kIntegerRows && PackedWeight::takes_activations(x) &&
+      conv_shape(x.sizes(), sizes, params)) {
     if (const auto codes = codes_of(x, input_scale)) {
       const auto y = convolve_codes(*codes, weight, params, dtype, value_or_none(added));
       if (y) return *y;
