@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from ._operators import Operators
 
 PACKAGE = Path(__file__).parent
+_Operator = TypeVar("_Operator")
 
 
 def library_path() -> Path:
@@ -50,3 +52,8 @@ def _load() -> None:
 
 _load()
 ops: Operators = torch.ops.quantal
+
+
+def overload(operator: _Operator) -> _Operator:
+    """The one overload of an operator: a call of the packet would choose among them each time."""
+    return operator.default  # type: ignore[attr-defined]

@@ -10,8 +10,8 @@ __all__ = ["Operators"]
 
 
 class Operators(Protocol):
-    """docs/architecture.md says what they are for; src/ops/plain_ops.cc and src/tensor/library.cc
-    define them."""
+    """docs/architecture.md says what they are for; src/ops/plain_ops.cc, src/ops/plain_conv.cc and
+    src/tensor/library.cc define them."""
 
     def check_finite(self, weight: Tensor, name: str) -> None: ...
     def conv_dynamic(

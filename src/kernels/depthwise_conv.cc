@@ -94,9 +94,7 @@ bool conv_depthwise(Isa isa, const IntegerConvArgs& args, const std::int8_t* cod
                            .pixels = pixels.data(),
                            .scale = args.scales[sample],
                            .type = args.type,
-                           .y = is_direct
-                                    ? static_cast<std::byte*>(args.y) + begins * size_of(args.type)
-                                    : results.numbers(),
+                           .y = is_direct ? args.y_at(begins) : results.numbers(),
                            .bias = args.bias});
       if (is_direct) continue;
       const std::byte* finished = results.finish(isa, serial_for);

@@ -20,10 +20,6 @@ constexpr std::int64_t kManyBlocks = 16;
 // Pixels that one thread transposes at a time.
 constexpr std::int64_t kTransposed = 1024;
 
-std::byte* y_at(const IntegerConvArgs& args, std::int64_t index) {
-  return static_cast<std::byte*>(args.y) + index * args.y_element_size();
-}
-
 // Scratch is counted in numbers of four bytes.
 std::int64_t quarter(std::int64_t bytes) { return (bytes + 3) / 4; }
 
@@ -98,7 +94,7 @@ bool run_block(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes, c
                          (args.order == ChannelOrder::kLast || shape.positions() == 1);
   if (is_direct) {
     const std::int64_t token = block.sample * shape.positions() + block.position;
-    linear.y = y_at(args, token * shape.rows + group.row);
+    linear.y = args.y_at(token * shape.rows + group.row);
     linear.y_stride = shape.rows;
     find_integer_linear(isa, group.layout.spec())(linear, parallel_for);
     return true;
@@ -149,12 +145,12 @@ void store_rows(const IntegerConvArgs& args, const RowBlock& block) {
     for (std::int64_t i = 0; i < block.positions; ++i) {
       const std::int64_t to =
           (block.sample * shape.positions() + block.position + i) * shape.rows + block.row;
-      std::memcpy(y_at(args, to), from + i * block.stride * size, block.count * size);
+      std::memcpy(args.y_at(to), from + i * block.stride * size, block.count * size);
     }
     return;
   }
   void* to =
-      y_at(args, (block.sample * shape.rows + block.row) * shape.positions() + block.position);
+      args.y_at((block.sample * shape.rows + block.row) * shape.positions() + block.position);
   const auto transpose_elements = [&]<typename Element>(Element) {
     transpose(reinterpret_cast<const Element*>(from), block.stride, block.positions, block.count,
               static_cast<Element*>(to), shape.positions());

@@ -26,6 +26,9 @@ struct IntegerConvArgs {
   std::optional<float> y_scale;
 
   std::int64_t y_element_size() const { return y_scale ? 1 : size_of(type); }
+  std::byte* y_at(std::int64_t index) const {
+    return static_cast<std::byte*>(y) + index * y_element_size();
+  }
 };
 
 /// Each position of the output is a token of an integer linear (integer_linear.h) over the codes

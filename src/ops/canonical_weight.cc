@@ -155,18 +155,16 @@ at::Tensor CanonicalMatrix::run_float(const at::Tensor& x, const at::Tensor& bia
 
 at::Tensor CanonicalMatrix::run_integer(const at::Tensor& x, const at::Tensor& bias,
                                         const at::Tensor& scale) const {
-  at::Tensor tokens = as_tokens(x, codes_.row_length());
+  const at::Tensor tokens = as_tokens(x, codes_.row_length());
   const at::Tensor added = kernel_bias(bias, codes_.rows());
   kernels::TokenSource source{.tokens = tokens.size(0)};
-  at::Tensor codes;
+  std::optional<at::Tensor> codes;
   if (scale.defined()) {
-    tokens = tokens.contiguous();
-    codes = at::empty(tokens.sizes(), tokens.options().dtype(at::kChar));
     source.scale = scale.item<float>();
-    // No code holds a NaN.
-    if (!quantize_on_cpu(tokens, source.scale, codes)) return {};
-    source.codes = codes.const_data_ptr<std::int8_t>();
-    source.stride = codes.stride(0);
+    codes = int8_codes(tokens.contiguous(), source.scale);
+    if (!codes) return {};
+    source.codes = codes->const_data_ptr<std::int8_t>();
+    source.stride = codes->stride(0);
   } else {
     source.x = data_of(tokens);
     source.type = *float_type(x.scalar_type());

@@ -102,10 +102,13 @@ bool is_cpu_activation(const at::Tensor& x) {
          !x.is_neg() && !x._is_zerotensor();
 }
 
-bool quantize_on_cpu(const at::Tensor& x, float scale, at::Tensor& codes) {
-  return kernels::quantize_codes(kernel_isa(), x.const_data_ptr(), *float_type(x.scalar_type()),
-                                 x.numel(), scale, codes.mutable_data_ptr<std::int8_t>(),
-                                 threads_for(x.numel()));
+std::optional<at::Tensor> int8_codes(const at::Tensor& x, float scale) {
+  const at::Tensor dense = x.is_non_overlapping_and_dense() ? x : x.contiguous();
+  at::Tensor codes = at::empty_like(dense, dense.options().dtype(at::kChar));
+  const bool all_have_codes = kernels::quantize_codes(
+      kernel_isa(), dense.const_data_ptr(), *float_type(dense.scalar_type()), dense.numel(), scale,
+      codes.mutable_data_ptr<std::int8_t>(), threads_for(dense.numel()));
+  return all_have_codes ? std::optional(codes) : std::nullopt;
 }
 
 at::Tensor dequantize_on_cpu(const at::Tensor& codes, float scale, at::ScalarType dtype) {

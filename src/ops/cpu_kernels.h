@@ -41,8 +41,9 @@ Isa kernel_isa();
 /// Whether kernels read the float values of `x`, once they are contiguous.
 bool is_cpu_activation(const at::Tensor& x);
 
-/// Codes of a dense x, in the order of its memory; false where x has a NaN.
-bool quantize_on_cpu(const at::Tensor& x, float scale, at::Tensor& codes);
+/// x as int8 codes of one scale, in the order of its memory; contiguous where that has gaps.
+/// Nothing where x has a NaN, which no code holds. Precondition: is_cpu_activation(x).
+std::optional<at::Tensor> int8_codes(const at::Tensor& x, float scale);
 /// The value of dense int8 codes.
 at::Tensor dequantize_on_cpu(const at::Tensor& codes, float scale, at::ScalarType dtype);
 

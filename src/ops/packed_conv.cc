@@ -55,19 +55,24 @@ void write_all_patches(const ConvShape& shape, const at::Tensor& x, at::Tensor& 
   });
 }
 
-// One number for all dimensions, or one for each of the last ones.
-bool spread(const std::vector<std::int64_t>& values, std::int64_t dims, std::int64_t least,
-            ConvShape::Extent& extent) {
+// False where the numbers are as many as no convolution of `dims` dimensions has, or too small.
+bool fill(ConvShape::Extent& extent, const std::vector<std::int64_t>& values, std::int64_t dims,
+          std::int64_t least) {
   const auto count = static_cast<std::int64_t>(values.size());
   if (count != 1 && count != dims) return false;
-  for (std::int64_t i = 0; i < dims; ++i) {
-    extent[3 - dims + i] = values[count == 1 ? 0 : i];
-    if (extent[3 - dims + i] < least) return false;
-  }
-  return true;
+  extent = spread(values, dims, extent[0]);
+  return std::all_of(extent.begin(), extent.end(), [&](std::int64_t n) { return n >= least; });
 }
 
 }  // namespace
+
+ConvShape::Extent spread(at::IntArrayRef values, std::int64_t dims, std::int64_t other) {
+  ConvShape::Extent extent{other, other, other};
+  for (std::int64_t i = 0; i < dims; ++i) {
+    extent[3 - dims + i] = values[values.size() == 1 ? 0 : i];
+  }
+  return extent;
+}
 
 std::optional<ConvShape> conv_shape(at::IntArrayRef input, at::IntArrayRef weight,
                                     const ConvParams& params) {
@@ -84,9 +89,9 @@ std::optional<ConvShape> conv_shape(at::IntArrayRef input, at::IntArrayRef weigh
     shape.input[3 - dims + i] = input[2 + i];
     shape.kernel[3 - dims + i] = weight[2 + i];
   }
-  if (!spread(params.stride, dims, 1, shape.stride) ||
-      !spread(params.padding, dims, 0, shape.padding) ||
-      !spread(params.dilation, dims, 1, shape.dilation) || shape.positions() < 1) {
+  if (!fill(shape.stride, params.stride, dims, 1) ||
+      !fill(shape.padding, params.padding, dims, 0) ||
+      !fill(shape.dilation, params.dilation, dims, 1) || shape.positions() < 1) {
     return std::nullopt;
   }
   return shape;

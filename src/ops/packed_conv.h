@@ -24,6 +24,9 @@ struct ConvParams {
 std::optional<kernels::ConvShape> conv_shape(at::IntArrayRef input, at::IntArrayRef weight,
                                              const ConvParams& params);
 
+/// The last `dims` of three dimensions get the one number, or one each; those in front `other`.
+kernels::ConvShape::Extent spread(at::IntArrayRef values, std::int64_t dims, std::int64_t other);
+
 /// int8 codes (batch, channels, …) with one scale a sample, fp32 (batch).
 struct SampleCodes {
   at::Tensor codes;
@@ -35,7 +38,7 @@ SampleCodes quantize_samples(const at::Tensor& x);
 
 /// Rows [begin, begin + shape.rows) of `weight` over codes, exact (kernels/integer_conv.h); bias
 /// (rows) of `dtype` or undefined. The result, of `dtype`, has the memory format of the codes. With
-/// an output_scale it is int8 codes of that scale, as quantize_on_cpu() makes them, or undefined
+/// an output_scale it is int8 codes of that scale, as int8_codes() makes them, or undefined
 /// where there is a NaN.
 /// Precondition: weight.is_integer(), PackedWeight::begins_tile(begin).
 at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,

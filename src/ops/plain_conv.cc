@@ -51,29 +51,32 @@ at::Tensor float_convolution(const at::Tensor& x, const at::Tensor& weight, cons
                          p.output_padding, p.groups);
 }
 
-// x as int8 codes; nothing where a static scale meets a NaN, which no code holds.
+// x as int8 codes; nothing where a static scale meets a NaN.
 std::optional<SampleCodes> codes_of(const at::Tensor& x, const MaybeTensor& scale) {
   if (!scale) return quantize_samples(x);
-  const at::Tensor dense = x.contiguous(x.suggest_memory_format());
-  at::Tensor codes = at::empty_like(dense, dense.options().dtype(at::kChar));
-  if (!quantize_on_cpu(dense, scale->item<float>(), codes)) return std::nullopt;
-  return SampleCodes{codes, scale->to(at::kFloat).reshape({1}).expand({x.size(0)})};
+  const auto codes = int8_codes(x, scale->item<float>());
+  if (!codes) return std::nullopt;
+  return SampleCodes{*codes, scale->to(at::kFloat).reshape({1}).expand({x.size(0)})};
 }
 
 // Rows of a group from which on products of codes make up for writing patches; below, rounding the
 // input and torch's float convolution take less time (benchmarks/conv.py).
 constexpr std::int64_t kIntegerRows = 64;
 
-// As kernels compute it; nothing where they do not take it.
-std::optional<at::Tensor> convolve_codes(const SampleCodes& x, const WeightCodes& weight,
-                                         const ConvParams& params, at::ScalarType dtype,
+// By products of codes; nothing where kernels do not take it or floats take less time.
+std::optional<at::Tensor> integer_result(const at::Tensor& x, WeightCodes weight,
+                                         const ConvParams& params, const MaybeTensor& x_scale,
                                          const at::Tensor& bias) {
-  const auto shape = conv_shape(x.codes.sizes(), weight.sizes, params);
-  if (!shape || weight.qtype.is_floating_point) return std::nullopt;
-  WeightCodes checked = weight;
-  checked.wide = is_wide(weight.scale, weight.shift, weight.qtype.bits);
-  if (!PackedWeight::takes(checked)) return std::nullopt;
-  return integer_convolution(PackedWeight(checked), 0, *shape, x, dtype, bias);
+  const auto shape = conv_shape(x.sizes(), weight.sizes, params);
+  if (!shape || shape->group_rows() < kIntegerRows || weight.qtype.is_floating_point ||
+      !PackedWeight::takes_activations(x)) {
+    return std::nullopt;
+  }
+  weight.wide = is_wide(weight.scale, weight.shift, weight.qtype.bits);
+  if (!PackedWeight::takes(weight)) return std::nullopt;
+  const auto codes = codes_of(x, x_scale);
+  if (!codes) return std::nullopt;
+  return integer_convolution(PackedWeight(weight), 0, *shape, *codes, x.scalar_type(), bias);
 }
 
 at::Tensor convolution_any_device(const at::Tensor& x, const at::Tensor& data,
@@ -90,12 +93,9 @@ at::Tensor convolution_any_device(const at::Tensor& x, const at::Tensor& data,
   const at::ScalarType dtype = x.scalar_type();
   const MaybeTensor added = bias ? MaybeTensor(bias->to(dtype)) : std::nullopt;
   const auto type = activation_qtype(activations);
-  if (type == qint8 && sizes[0] / groups >= kIntegerRows && PackedWeight::takes_activations(x) &&
-      conv_shape(x.sizes(), sizes, params)) {
-    if (const auto codes = codes_of(x, input_scale)) {
-      const auto y = convolve_codes(*codes, weight, params, dtype, value_or_none(added));
-      if (y) return *y;
-    }
+  if (type == qint8) {
+    const auto y = integer_result(x, weight, params, input_scale, value_or_none(added));
+    if (y) return *y;
   }
   at::Tensor input = x;
   if (type) {

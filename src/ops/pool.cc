@@ -6,23 +6,9 @@
 
 #include "kernels/max_pool.h"
 #include "ops/cpu_kernels.h"
+#include "ops/packed_conv.h"
 
 namespace quantal {
-namespace {
-
-using Extent = kernels::MaxPoolArgs::Extent;
-
-// For the last `dims` of three dimensions; `other` for those in front.
-Extent spread(at::IntArrayRef values, std::int64_t dims, std::int64_t other) {
-  Extent extent{other, other, other};
-  for (std::int64_t i = 0; i < dims; ++i) {
-    extent[3 - dims + i] = values[values.size() == 1 ? 0 : i];
-  }
-  return extent;
-}
-
-}  // namespace
-
 std::optional<at::Tensor> max_pool_codes(const at::Tensor& codes, const at::Tensor& like,
                                          const PoolParams& params) {
   const bool is_dilated = std::any_of(params.dilation.begin(), params.dilation.end(),

@@ -17,14 +17,6 @@ bool has_nan(const at::Tensor& x) {
   return x.numel() > 0 && x.sum().isnan().item<bool>() && x.isnan().any().item<bool>();
 }
 
-// The same in one pass of a kernel; nothing where x has a NaN.
-std::optional<at::Tensor> int8_codes(const at::Tensor& x, const at::Tensor& scale) {
-  const at::Tensor dense = x.is_non_overlapping_and_dense() ? x : x.contiguous();
-  at::Tensor codes = at::empty_like(dense, dense.options().dtype(at::kChar));
-  if (!quantize_on_cpu(dense, scale.item<float>(), codes)) return std::nullopt;
-  return codes;
-}
-
 std::shared_ptr<LayerObserver> observer_of(const LayerState& layer) { return layer.observer; }
 
 void observe(RangeStatistics LayerObserver::* edge, LayerObserver& observer, const at::Tensor& x) {
@@ -73,7 +65,7 @@ at::Tensor quantize_activation_ste(const at::Tensor& x, const QType& qtype,
   return straight_through(x, [&](const at::Tensor& value) {
     const at::Tensor fixed = scale.to(value.device(), at::kFloat);
     if (qtype == qint8 && is_cpu_activation(value)) {
-      const auto codes = int8_codes(value, fixed);
+      const auto codes = int8_codes(value, fixed.item<float>());
       if (!codes) return make_float_activation(value.clone(), nullptr, nullptr);
       return activation_from_codes(*codes, qtype, fixed, x.scalar_type());
     }

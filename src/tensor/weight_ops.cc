@@ -51,6 +51,14 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
   return finish_output(layer, linear_ste(input, weight, bias, is_dynamic), bias_follows);
 }
 
+// Of an activation's codes, which are those that quantizing its value with it gives; or `given`,
+// where the codes are of another type or there are none.
+OptionalTensor scale_of(const at::Tensor& x, c10::string_view activations,
+                        const OptionalTensor& given) {
+  const bool has_such = has_codes(x) && impl_of(x)->activation->qtype.name == activations;
+  return has_such ? OptionalTensor(impl_of(x)->activation->scale) : given;
+}
+
 }  // namespace
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
@@ -76,13 +84,8 @@ at::Tensor linear_of_activation(const at::Tensor& x, const at::Tensor& data,
                                 const OptionalTensor& bias, c10::string_view qtype,
                                 std::int64_t group_size, const OptionalTensor& latent,
                                 c10::string_view activations, const OptionalTensor& input_scale) {
-  OptionalTensor x_scale = input_scale;
-  // The codes are those that quantizing the value with their own scale gives.
-  if (has_codes(x) && impl_of(x)->activation->qtype.name == activations) {
-    x_scale = impl_of(x)->activation->scale;
-  }
   return linear_op(quantized_value(x), data, scale, shift, bias, qtype, group_size, latent,
-                   activations, x_scale);
+                   activations, scale_of(x, activations, input_scale));
 }
 
 at::Tensor convolution_of_activation(const at::Tensor& x, const at::Tensor& data,
@@ -93,12 +96,9 @@ at::Tensor convolution_of_activation(const at::Tensor& x, const at::Tensor& data
                                      at::IntArrayRef dilation, std::int64_t groups,
                                      const OptionalTensor& latent, c10::string_view activations,
                                      const OptionalTensor& input_scale) {
-  OptionalTensor x_scale = input_scale;
-  if (has_codes(x) && impl_of(x)->activation->qtype.name == activations) {
-    x_scale = impl_of(x)->activation->scale;
-  }
   return convolution_op(quantized_value(x), data, scale, shift, bias, qtype, group_size, sizes,
-                        stride, padding, dilation, groups, latent, activations, x_scale);
+                        stride, padding, dilation, groups, latent, activations,
+                        scale_of(x, activations, input_scale));
 }
 
 at::Tensor matmul(const at::Tensor& a, const at::Tensor& b) {

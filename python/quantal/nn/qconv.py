@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from .._library import ops
+from .._library import ops, overload
 from .qmodule import QModuleMixin, register_qmodule
 from .straight_through import transforms_active
 
@@ -19,13 +19,13 @@ __all__ = [
 ]
 
 
-_convolution = ops.convolution.default
+_convolution = overload(ops.convolution)
 
 
 class _QConv(QModuleMixin):
-    """Inputs are quantized with one scale, or, at run time, with one a sample; int8 activations and
-    integer weights multiply as integers, unless the convolution is transposed. Otherwise the weight
-    is decoded for torch's convolution."""
+    """Inputs are quantized with one scale, or, at run time, with one a sample. Int8 activations and
+    integer weights multiply as integers where a group has 64 rows or more and the convolution is
+    not transposed; otherwise the weight is decoded for torch's convolution."""
 
     scale_per_sample = True
     kernel_size: tuple[int, ...]

@@ -1,20 +1,16 @@
 """torch.nn.Linear with a quantized weight."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from .._library import ops
+from .._library import ops, overload
 from .qmodule import QModuleMixin, register_qmodule
 from .straight_through import transforms_active
 
 __all__ = ["QLinear"]
 
-# A call of the packet would choose among its overloads each time.
-if TYPE_CHECKING:
-    _linear = ops.linear
-else:
-    _linear = ops.linear.default
+_linear = overload(ops.linear)
 
 
 @register_qmodule(torch.nn.Linear)

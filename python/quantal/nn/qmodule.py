@@ -73,10 +73,9 @@ def has_own_forward(module: torch.nn.Module) -> bool:
     """Whether it computes something else than the registered class that it derives from: a
     quantized kind, whose forward is that class's, would leave that out."""
     module_cls = _registered_class(module)
-    return any(
+    return module_cls is not None and any(
         getattr(type(module), name, None) is not getattr(module_cls, name, None)
         for name in ("forward", "_conv_forward")
-        if module_cls is not None
     )
 
 
