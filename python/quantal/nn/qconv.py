@@ -63,6 +63,12 @@ class _QConv(QModuleMixin):
 
 
 class _QPlainConv(_QConv):
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: Any
+    _reversed_padding_repeated_twice: list[int]
     _conv_forward: Any
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
