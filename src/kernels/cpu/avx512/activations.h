@@ -18,13 +18,21 @@ class Activations {
   Activations(const LinearArgs& args, const ParallelFor& parallel_for)
       : args_(args),
         layout_(*args.layout),
+        blocks_(args.tokens),
         steps_(layout_.padded_columns() * Row::kBytes / 4),
-        x_(args.tokens * steps_ + kSlack),
-        sums_(layout_.is_affine() ? args.tokens * layout_.groups() : 0) {
-    parallel_for(args.tokens, [&](std::int64_t begin, std::int64_t end) {
-      const Scratch row(steps_ + kSlack);
-      for (std::int64_t t = begin; t < end; ++t) take(t, words(row));
-    });
+        x_(blocks_.tokens * steps_ + kSlack),
+        sums_(layout_.is_affine() ? blocks_.tokens * layout_.groups() : 0) {
+    const std::int64_t parts = (layout_.group_columns(0) + kPart - 1) / kPart;
+    const std::int64_t count = blocks_.count() * layout_.groups() * parts;
+    const auto take = [&](std::int64_t begin, std::int64_t end) {
+      const Scratch rows(blocks_.most * kPartWords);
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t group = i / parts;
+        take_part(group / layout_.groups(), group % layout_.groups(), i % parts, words(rows));
+      }
+    };
+    // One token is not worth a second thread.
+    args.tokens == 1 ? take(0, count) : parallel_for(count, take);
   }
 
   Job job() const {
@@ -33,7 +41,7 @@ class Activations {
             .tokens = args_.tokens,
             .x = words(x_),
             .steps = steps_,
-            .x_sums = layout_.is_affine() ? sums_.data() : nullptr,
+            .x_sums = layout_.is_affine() ? words(sums_) : nullptr,
             .blocks_per_group = 1,
             .block_lines = layout_.group_lines(0) + 1,
             .scales = nullptr,
@@ -45,22 +53,31 @@ class Activations {
 
  private:
   static constexpr std::int64_t kSlack = 16;
+  static constexpr std::int64_t kPart = 512;  ///< columns of a group that are taken at once
+  static constexpr std::int64_t kPartWords = kPart * Row::kBytes / 4 + kSlack;
   static std::int32_t* words(const Scratch& scratch) {
     return reinterpret_cast<std::int32_t*>(scratch.data());
   }
 
-  void take(std::int64_t t, std::int32_t* row) const {
-    if (args_.tokens == 1) row = words(x_);
-    for (std::int64_t g = 0; g < layout_.groups(); ++g) {
-      const std::int64_t from = t * args_.x_stride + layout_.group_begin(g);
-      const std::int64_t columns = layout_.group_columns(g);
-      Row::copy(args_, from, columns, row + layout_.padded_begin(g) * Row::kBytes / 4);
-      if (layout_.is_affine()) sums_.data()[t * layout_.groups() + g] = sum_of(from, columns);
+  void take_part(std::int64_t block, std::int64_t group, std::int64_t part,
+                 std::int32_t* rows) const {
+    const std::int64_t columns = layout_.group_columns(group), begin = part * kPart;
+    if (begin >= columns && part > 0) return;
+    const std::int64_t count = std::min(kPart, columns - begin), depth = layout_.depth();
+    const std::int64_t first = blocks_.first(block), present = blocks_.present(block);
+    const auto from = [&](std::int64_t t) {
+      return (first + t) * args_.x_stride + layout_.group_begin(group);
+    };
+    for (std::int64_t t = 0; t < present; ++t) {
+      Row::copy(args_, from(t) + begin, count, rows + t * kPartWords);
     }
-    if (args_.tokens == 1) return;
-    const std::int64_t first = t / kBlockTokens * kBlockTokens;
-    const std::int64_t count = std::min<std::int64_t>(kBlockTokens, args_.tokens - first);
-    interleave(row, steps_, t - first, count, words(x_) + first * steps_);
+    const std::int64_t column = layout_.padded_begin(group) + begin;
+    blocks_.put(block, rows, kPartWords, column * Row::kBytes / 4,
+                (count + depth - 1) / depth * depth * Row::kBytes / 4, steps_, words(x_));
+    if (!layout_.is_affine() || part > 0) return;
+    const std::int64_t width = blocks_.width(block);
+    float* sums = sums_.data() + first * layout_.groups() + group * width;
+    for (std::int64_t t = 0; t < width; ++t) sums[t] = t < present ? sum_of(from(t), columns) : 0;
   }
 
   float sum_of(std::int64_t from, std::int64_t count) const {
@@ -74,6 +91,7 @@ class Activations {
 
   const LinearArgs& args_;
   const PackedLayout& layout_;
+  TokenBlocks blocks_;
   std::int64_t steps_;
   Scratch x_, sums_;
 };
@@ -82,17 +100,18 @@ class Activations {
 template <bool is_affine>
 struct FloatSums {
   using Sum = __m512;
-  using XSum = float;
 
   static Sum zero() { return _mm512_setzero_ps(); }
   static Sum join(Sum a, Sum b) { return _mm512_add_ps(a, b); }
   static Sum load(const float* from) { return _mm512_loadu_ps(from); }
   static void store(float* to, Sum sum) { _mm512_storeu_ps(to, sum); }
 
-  static __m512 apply(__m512 sum, Sum total, const TileScales& scales, XSum x_sum) {
+  static __m512 apply(__m512 sum, Sum total, const TileScales& scales, const std::int32_t* x_sums,
+                      int token) {
     const __m512 scaled = _mm512_fmadd_ps(total, scales.scale, sum);
     if constexpr (!is_affine) return scaled;
-    return _mm512_fnmadd_ps(_mm512_set1_ps(x_sum), scales.shift, scaled);
+    const __m512 x_sum = _mm512_castsi512_ps(_mm512_set1_epi32(x_sums[token]));
+    return _mm512_fnmadd_ps(x_sum, scales.shift, scaled);
   }
 };
 

@@ -30,51 +30,91 @@ struct ByteLine {
 template <template <int> typename Dot, int bits>
 struct IntegerProduct : Dot<bits> {
   using Sum = __m512i;
-  using XSum = std::int32_t;
 
   static Sum zero() { return _mm512_setzero_si512(); }
   static Sum join(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
   static Sum load(const float* from) { return _mm512_loadu_si512(from); }
   static void store(float* to, Sum sum) { _mm512_storeu_si512(to, sum); }
 
+  /// Σ of a token's codes as apply() wants it: the offset of int8 codes is still an integer.
+  static std::int32_t x_sum(std::int32_t sum) {
+    return bits == 8 ? 128 * sum : std::bit_cast<std::int32_t>(static_cast<float>(sum));
+  }
+
   // The order of integer_linear.h.
-  static __m512 apply(__m512 sum, Sum total, const TileScales& scales, XSum x_sum) {
+  static __m512 apply(__m512 sum, Sum total, const TileScales& scales, const std::int32_t* x_sums,
+                      int token) {
+    const __m512i x_sum = _mm512_set1_epi32(x_sums[token]);
     if constexpr (bits == 8) {
-      const __m512i exact = _mm512_sub_epi32(total, _mm512_set1_epi32(128 * x_sum));
-      return _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scales.scale, sum);
+      return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(total, x_sum)), scales.scale, sum);
     }
     const __m512 scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scales.scale, sum);
-    return _mm512_fnmadd_ps(_mm512_set1_ps(static_cast<float>(x_sum)), scales.shift, scaled);
+    return _mm512_fnmadd_ps(_mm512_castsi512_ps(x_sum), scales.shift, scaled);
   }
 };
 
-/// The codes of all tokens, as a product wants them.
+/// The codes of all tokens and their sums, as a Product wants them.
+template <typename Product>
 class IntegerX {
  public:
   IntegerX(const PackedLayout& layout, const TokenCodes& codes, const ParallelFor& parallel_for)
-      : steps_(layout.padded_columns() / 4),
+      : blocks_(codes.tokens()),
+        steps_(layout.padded_columns() / 4),
         is_copied_(codes.tokens() > 1),
-        data_(is_copied_ ? codes.tokens() * steps_ : 0),
-        x_(is_copied_ ? data_.data() : reinterpret_cast<const float*>(codes.codes(0))) {
-    if (!is_copied_) return;
-    parallel_for(codes.tokens(), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t t = begin; t < end; ++t) {
-        const std::int64_t first = t / kBlockTokens * kBlockTokens;
-        const std::int64_t count = std::min<std::int64_t>(kBlockTokens, codes.tokens() - first);
-        interleave(reinterpret_cast<const std::int32_t*>(codes.codes(t)), steps_, t - first, count,
-                   reinterpret_cast<std::int32_t*>(data_.data()) + first * steps_);
+        data_(is_copied_ ? blocks_.tokens * steps_ : 0),
+        sums_(blocks_.tokens * layout.groups() * codes.blocks_per_group()),
+        x_(is_copied_ ? words(data_) : reinterpret_cast<const std::int32_t*>(codes.codes(0))) {
+    const std::int64_t sums = layout.groups() * codes.blocks_per_group();
+    parallel_for(blocks_.count(), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t block = begin; block < end; ++block) {
+        const std::int64_t first = blocks_.first(block);
+        for (std::int64_t t = first; t < first + blocks_.present(block); ++t) {
+          for (std::int64_t i = 0; i < sums; ++i)
+            codes.sums(t)[i] = Product::x_sum(codes.sums(t)[i]);
+        }
+        blocks_.put(block, codes.sums(first), sums, 0, sums, sums, words(sums_));
+        if (!is_copied_) continue;
+        blocks_.put(block, reinterpret_cast<const std::int32_t*>(codes.codes(first)),
+                    codes.stride() / 4, 0, steps_, steps_, words(data_));
       }
     });
   }
   std::int64_t steps() const { return steps_; }
-  const std::int32_t* data() const { return reinterpret_cast<const std::int32_t*>(x_); }
+  const std::int32_t* data() const { return x_; }
+  const std::int32_t* sums() const { return words(sums_); }
 
  private:
+  static std::int32_t* words(const Scratch& scratch) {
+    return reinterpret_cast<std::int32_t*>(scratch.data());
+  }
+
+  TokenBlocks blocks_;
   std::int64_t steps_;
   bool is_copied_;
-  Scratch data_;
-  const float* x_;
+  Scratch data_, sums_;
+  const std::int32_t* x_;
 };
+
+template <typename Line, typename Product>
+void multiply_codes(const IntegerLinearArgs& args, const TokenCodes& codes,
+                    const ParallelFor& parallel_for) {
+  const PackedLayout& layout = *args.layout;
+  const IntegerX<Product> x(layout, codes, parallel_for);
+  const Job job{.layout = &layout,
+                .weight = args.weight,
+                .tokens = codes.tokens(),
+                .x = x.data(),
+                .steps = x.steps(),
+                .x_sums = x.sums(),
+                .blocks_per_group = codes.blocks_per_group(),
+                .block_lines = kBlockColumns / layout.depth(),
+                .scales = &codes.scale(0),
+                .type = args.type,
+                .y = args.y,
+                .y_stride = args.y_stride,
+                .bias = args.bias};
+  multiply<Line, Product>(job, parallel_for);
+}
 
 template <template <int> typename Dot>
 void integer_linear(const IntegerLinearArgs& args, const ParallelFor& parallel_for) {
@@ -84,27 +124,13 @@ void integer_linear(const IntegerLinearArgs& args, const ParallelFor& parallel_f
   parallel_for(codes.tokens(), [&](std::int64_t begin, std::int64_t end) {
     quantize_tokens__avx512(layout, args.source, begin, end, codes);
   });
-  const IntegerX x(layout, codes, parallel_for);
-  const Job job{.layout = &layout,
-                .weight = args.weight,
-                .tokens = codes.tokens(),
-                .x = x.data(),
-                .steps = x.steps(),
-                .x_sums = codes.sums(0),
-                .blocks_per_group = codes.blocks_per_group(),
-                .block_lines = kBlockColumns / layout.depth(),
-                .scales = &codes.scale(0),
-                .type = args.type,
-                .y = args.y,
-                .y_stride = args.y_stride,
-                .bias = args.bias};
   switch (layout.spec().qtype) {
     case QTypeId::kInt2:
-      return multiply<ByteLine<2>, IntegerProduct<Dot, 2>>(job, parallel_for);
+      return multiply_codes<ByteLine<2>, IntegerProduct<Dot, 2>>(args, codes, parallel_for);
     case QTypeId::kInt4:
-      return multiply<ByteLine<4>, IntegerProduct<Dot, 4>>(job, parallel_for);
+      return multiply_codes<ByteLine<4>, IntegerProduct<Dot, 4>>(args, codes, parallel_for);
     default:
-      return multiply<ByteLine<8>, IntegerProduct<Dot, 8>>(job, parallel_for);
+      return multiply_codes<ByteLine<8>, IntegerProduct<Dot, 8>>(args, codes, parallel_for);
   }
 }
 

@@ -2,6 +2,7 @@
 // pairs of those.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 #include <utility>
 

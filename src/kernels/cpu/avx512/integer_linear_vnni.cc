@@ -1,6 +1,7 @@
 // Integer linear for AVX-512 with VNNI: vpdpbusd multiplies unsigned weights by signed activations.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 #include <utility>
 

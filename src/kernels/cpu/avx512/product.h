@@ -7,11 +7,11 @@
 //   bytes for each of the tile's 16 rows: one fp32 weight, two of bf16 or four of 8 bits;
 //   a Product multiplies such a register by 4 bytes of a token and adds to 16 sums.
 //
-// Few tokens: memory is the limit. Four tiles are read at once, in four streams that are far from
-// each other, and every line is decoded in registers.
-// Many tokens: a chunk of two tiles is decoded into panels that stay in the first-level cache, and
-// 12 tokens by 32 rows of the result stay in 24 registers. Tokens are taken in strips that stay in
-// the second-level cache for all tiles of a thread.
+// Few tokens: memory is the limit. Several tiles are read at once, in streams that are far from
+// each other, and every line is decoded in registers. Many tokens: a chunk of two tiles is decoded
+// into panels that stay in the first-level cache, and 12 tokens by 32 rows of the result stay in 24
+// registers. Meanwhile the next chunk comes from memory, and the next tokens from the second-level
+// cache.
 
 #include <algorithm>
 #include <array>
@@ -24,22 +24,69 @@
 namespace quantal::kernels {
 namespace {
 
-constexpr int kFewTokens = 4;
+constexpr int kFewTokens = 24;
 constexpr int kBlockTokens = 12;
-constexpr std::int64_t kStripTokens = 8 * kBlockTokens;
-constexpr std::int64_t kPanelSteps = 128;  ///< two panels of 8 KiB, and 6 KiB of 12 tokens
+constexpr std::int64_t kMostStripTokens = 1024;
+constexpr std::int64_t kStripBytes = 8 << 20;  ///< of tokens: a part of the third-level cache
+constexpr std::int64_t kPanelSteps = 128;      ///< two panels of 8 KiB, and 6 KiB of 12 tokens
+constexpr int kMostSegments = 16;
 constexpr std::int64_t kPrefetchBytes = 2048;
+
+/// Tokens that are multiplied at once, with others of zeros: every number of tokens would be one
+/// more function.
+constexpr std::int64_t padded_tokens(std::int64_t tokens) {
+  if (tokens <= 4 || tokens > kFewTokens) return tokens;
+  if (tokens <= 8) return tokens <= 6 ? 6 : 8;
+  return (tokens + 3) / 4 * 4;
+}
+
+/// How tokens lie in memory for a product: in blocks, [word][token of the block]. Few tokens are
+/// one block, and padded.
+struct TokenBlocks {
+  explicit TokenBlocks(std::int64_t count)
+      : given(count),
+        tokens(padded_tokens(count)),
+        most(count <= kFewTokens ? tokens : kBlockTokens) {}
+
+  std::int64_t count() const { return (tokens + most - 1) / most; }
+
+  std::int64_t first(std::int64_t block) const { return block * most; }
+  std::int64_t width(std::int64_t block) const { return std::min(most, tokens - first(block)); }
+  std::int64_t present(std::int64_t block) const {
+    return std::min(width(block), given - first(block));
+  }
+
+  /// Puts words [begin, begin + count) of a block's tokens there, of `words` that a token has.
+  /// Those of one token are together, `stride` from the next one's.
+  void put(std::int64_t block, const std::int32_t* rows, std::int64_t stride, std::int64_t begin,
+           std::int64_t count, std::int64_t words, std::int32_t* blocks) const {
+    constexpr std::int64_t kWords = 32;  // of all tokens, in the first-level cache
+    const std::int64_t wide = width(block), here = present(block);
+    std::int32_t* to = blocks + first(block) * words + begin * wide;
+    for (std::int64_t i = 0; i < count; i += kWords) {
+      const std::int64_t end = std::min(count, i + kWords);
+      for (std::int64_t t = 0; t < wide; ++t) {
+        for (std::int64_t j = i; j < end; ++j)
+          to[j * wide + t] = t < here ? rows[t * stride + j] : 0;
+      }
+    }
+  }
+
+  std::int64_t given;
+  std::int64_t tokens;  ///< with those of zeros
+  std::int64_t most;    ///< of a block
+};
 
 /// What a product is made of, whatever the types.
 struct Job {
   const PackedLayout* layout;
   const std::byte* weight;
   std::int64_t tokens;
-  /// For each block of kBlockTokens tokens, [step][token of the block]; groups have whole lines.
-  const std::int32_t* x;
-  std::int64_t steps;  ///< of a token
-  /// Σ x of each block of a group, [token][group][block], fp32 or int32 as the Product has it.
-  const void* x_sums;
+  const std::int32_t* x;  ///< TokenBlocks; groups have whole lines
+  std::int64_t steps;     ///< of a token
+  /// Σ x of each block of each group, TokenBlocks too, fp32 or int32 as the Product has it; null
+  /// where the Product has no use for them.
+  const std::int32_t* x_sums;
   std::int64_t blocks_per_group;
   std::int64_t block_lines;
   const float* scales;  ///< a token; null: 1
@@ -50,18 +97,11 @@ struct Job {
 
   const std::byte* tile(std::int64_t index) const { return weight + index * layout->tile_bytes(); }
   const std::int32_t* block(std::int64_t token) const { return x + token * steps; }
-  template <typename T>
-  T x_sum(std::int64_t token, std::int64_t block) const {
-    if (x_sums == nullptr) return 0;
-    return static_cast<const T*>(x_sums)[token * layout->groups() * blocks_per_group + block];
+  /// Of the tokens of a block, `first` the first of them.
+  const std::int32_t* block_sums(std::int64_t first) const {
+    return x_sums == nullptr ? nullptr : x_sums + first * layout->groups() * blocks_per_group;
   }
 };
-
-/// block[step][t] = row[step]
-inline void interleave(const std::int32_t* row, std::int64_t steps, std::int64_t t,
-                       std::int64_t tokens, std::int32_t* block) {
-  for (std::int64_t i = 0; i < steps; ++i) block[i * tokens + t] = row[i];
-}
 
 inline void store_rows(const Job& job, std::int64_t tile, std::int64_t token, __m512 sum) {
   const std::int64_t row = tile * kTileRows;
@@ -126,7 +166,7 @@ void multiply_streams(const Job& job, std::int64_t first, std::int64_t distance)
   const PackedLayout& layout = *job.layout;
   __m512 sums[tiles][tokens];
   for (auto& tile : sums) std::fill_n(tile, tokens, _mm512_setzero_ps());
-  const std::int32_t* x = job.x;
+  const std::int32_t *x = job.x, *x_sums = job.x_sums;
   for (std::int64_t g = 0; g < layout.groups(); ++g) {
     TileScales scales[tiles];
     for (int s = 0; s < tiles; ++s) {
@@ -145,21 +185,23 @@ void multiply_streams(const Job& job, std::int64_t first, std::int64_t distance)
       x += count * Line::kSteps * tokens;
       QUANTAL_UNROLL for (int s = 0; s < tiles; ++s) {
         QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-          const auto x_sum = job.x_sum<typename Product::XSum>(t, g * job.blocks_per_group + b);
-          sums[s][t] = Product::apply(sums[s][t], total[s][t], scales[s], x_sum);
+          sums[s][t] = Product::apply(sums[s][t], total[s][t], scales[s], x_sums, t);
         }
       }
+      if (x_sums != nullptr) x_sums += tokens;
     }
   }
   for (int s = 0; s < tiles; ++s) {
-    for (int t = 0; t < tokens; ++t) store_rows(job, first + s * distance, t, sums[s][t]);
+    for (int t = 0; t < std::min<std::int64_t>(tokens, job.tokens); ++t) {
+      store_rows(job, first + s * distance, t, sums[s][t]);
+    }
   }
 }
 
 template <typename Line, typename Product, int tokens>
 void few_tokens(const Job& job, const ParallelFor& parallel_for) {
   // More streams of several tokens would not fit the registers.
-  constexpr int kStreams = tokens == 1 ? 4 : 2;
+  constexpr int kStreams = tokens == 1 ? 4 : tokens <= kBlockTokens ? 2 : 1;
   parallel_for(job.layout->tiles(), [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t distance = (end - begin) / kStreams;
     for (std::int64_t i = 0; i < distance; ++i) {
@@ -171,56 +213,83 @@ void few_tokens(const Job& job, const ParallelFor& parallel_for) {
   });
 }
 
-/// A chunk of two tiles, decoded: a register a step.
-struct Panel {
+/// Consecutive steps of two tiles in one block of a group, decoded: a register a step.
+struct Segment {
   const std::byte* tiles[2];
   std::int64_t steps;
-  std::int64_t step;  ///< of a token, where it begins
-  bool is_first;      ///< of a block
+  bool is_first;  ///< of the block
   bool is_last;
   TileScales scales[2];
   std::int64_t block;  ///< of a token's x_sums
 };
 
+/// Consecutive segments that are multiplied by all tokens while they are in the cache.
+struct Panel {
+  const Segment* segments;
+  int count;
+  std::int64_t step;        ///< of a token, where it begins
+  std::int64_t next_bytes;  ///< of what comes next, for every step of this one
+};
+
 /// The results of a strip of tokens by two tiles: [token][tile], 64 bytes each.
 struct Strip {
   std::int64_t first;  ///< token
-  float* totals;       ///< of the block, between its chunks
+  float* totals;       ///< of a block, between its panels
   float* sums;
 };
 
+/// The tokens of a block, and what is wanted next.
+struct PanelTokens {
+  std::int64_t first;
+  const std::int32_t* next_x;
+  const std::byte* next_weight;  ///< may be null
+};
+
 template <typename Product, int tokens>
-void multiply_panel(const Job& job, const Panel& panel, std::int64_t first, const Strip& strip) {
+void multiply_panel(const Job& job, const Panel& panel, const PanelTokens& block,
+                    const Strip& strip) {
   using Sum = typename Product::Sum;
-  float* totals = strip.totals + (first - strip.first) * 2 * kTileRows;
-  float* sums = strip.sums + (first - strip.first) * 2 * kTileRows;
-  Sum total[tokens][2];
-  QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-    QUANTAL_UNROLL for (int s = 0; s < 2; ++s) {
-      total[t][s] =
-          panel.is_first ? Product::zero() : Product::load(totals + (2 * t + s) * kTileRows);
-    }
-  }
-  const std::int32_t* x = job.block(first) + panel.step * tokens;
-  const std::byte *low = panel.tiles[0], *high = panel.tiles[1];
-  for (std::int64_t i = 0; i < panel.steps; ++i, x += tokens) {
-    const __m512i weights[2] = {_mm512_loadu_si512(low + i * kLineBytes),
-                                _mm512_loadu_si512(high + i * kLineBytes)};
+  float* totals = strip.totals + (block.first - strip.first) * 2 * kTileRows;
+  float* sums = strip.sums + (block.first - strip.first) * 2 * kTileRows;
+  const std::int32_t* x = job.block(block.first) + panel.step * tokens;
+  const std::int32_t *x_sums = job.block_sums(block.first), *next_x = block.next_x;
+  const std::byte* next_weight = block.next_weight;
+  for (const Segment *segment = panel.segments, *end = segment + panel.count; segment != end;
+       ++segment) {
+    Sum total[tokens][2];
     QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-      const __m512i value = _mm512_set1_epi32(x[t]);
-      Product::add(total[t][0], weights[0], value);
-      Product::add(total[t][1], weights[1], value);
+      QUANTAL_UNROLL for (int s = 0; s < 2; ++s) {
+        total[t][s] =
+            segment->is_first ? Product::zero() : Product::load(totals + (2 * t + s) * kTileRows);
+      }
     }
-  }
-  QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-    const auto x_sum = job.x_sum<typename Product::XSum>(first + t, panel.block);
-    QUANTAL_UNROLL for (int s = 0; s < 2; ++s) {
-      const int at = (2 * t + s) * kTileRows;
-      if (panel.is_last) {
-        _mm512_storeu_ps(sums + at, Product::apply(_mm512_loadu_ps(sums + at), total[t][s],
-                                                   panel.scales[s], x_sum));
-      } else {
-        Product::store(totals + at, total[t][s]);
+    const std::byte *low = segment->tiles[0], *high = segment->tiles[1];
+    for (std::int64_t i = segment->steps; i > 0; --i) {
+      const __m512i weights[2] = {_mm512_loadu_si512(low), _mm512_loadu_si512(high)};
+      _mm_prefetch(reinterpret_cast<const char*>(next_x), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(next_weight), _MM_HINT_T1);
+      QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
+        const __m512i value = _mm512_set1_epi32(x[t]);
+        Product::add(total[t][0], weights[0], value);
+        Product::add(total[t][1], weights[1], value);
+      }
+      low += kLineBytes, high += kLineBytes, x += tokens;
+      next_x += tokens, next_weight += panel.next_bytes;
+    }
+    if (segment->is_last) {
+      const std::int32_t* sum = x_sums == nullptr ? nullptr : x_sums + segment->block * tokens;
+      QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
+        QUANTAL_UNROLL for (int s = 0; s < 2; ++s) {
+          float* at = sums + (2 * t + s) * kTileRows;
+          const __m512 before = _mm512_loadu_ps(at);
+          _mm512_storeu_ps(at, Product::apply(before, total[t][s], segment->scales[s], sum, t));
+        }
+      }
+    } else {
+      QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
+        QUANTAL_UNROLL for (int s = 0; s < 2; ++s) {
+          Product::store(totals + (2 * t + s) * kTileRows, total[t][s]);
+        }
       }
     }
   }
@@ -228,25 +297,17 @@ void multiply_panel(const Job& job, const Panel& panel, std::int64_t first, cons
 
 template <typename Product, int... counts>
 constexpr auto panel_multipliers(std::integer_sequence<int, counts...>) {
-  using Multiply = void (*)(const Job&, const Panel&, std::int64_t, const Strip&);
+  using Multiply = void (*)(const Job&, const Panel&, const PanelTokens&, const Strip&);
   return std::array<Multiply, sizeof...(counts)>{multiply_panel<Product, counts + 1>...};
 }
 
 // Takes lines apart into a register a step; a Line that is its register stays where it is.
 template <typename Line>
 const std::byte* decode_lines(const std::byte* lines, std::int64_t count, float* panel) {
-  if constexpr (Line::kSteps == 1) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::byte* next = lines + (count + i) * kLineBytes;
-      _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
-    }
-    return lines;
-  }
+  if constexpr (Line::kSteps == 1) return lines;
   float* out = panel;
   for (std::int64_t i = 0; i < count; ++i) {
     Line line;
-    _mm_prefetch(reinterpret_cast<const char*>(lines + i * kLineBytes) + kPrefetchBytes,
-                 _MM_HINT_T0);
     line.load(lines + i * kLineBytes);
     for_steps<Line::kSteps>([&](auto step) __attribute__((always_inline)) {
       _mm512_storeu_si512(out + step * kTileRows, line.template get<step>());
@@ -260,97 +321,145 @@ const std::byte* decode_lines(const std::byte* lines, std::int64_t count, float*
 template <typename Line, typename Product>
 class TilePair {
  public:
-  explicit TilePair(const Job& job)
+  TilePair(const Job& job, std::int64_t strip_tokens)
       : job_(job),
+        strip_tokens_(strip_tokens),
         panels_(2 * kPanelSteps * kTileRows),
-        totals_(kStripTokens * 2 * kTileRows),
-        sums_(kStripTokens * 2 * kTileRows) {}
+        totals_(strip_tokens * 2 * kTileRows),
+        sums_(strip_tokens * 2 * kTileRows) {}
 
   void multiply(std::int64_t pair, std::int64_t first_token) {
     strip_ = {first_token, totals_.data(), sums_.data()};
-    end_ = std::min(job_.tokens, first_token + kStripTokens);
+    end_ = std::min(job_.tokens, first_token + strip_tokens_);
     const PackedLayout& layout = *job_.layout;
     const std::int64_t tiles = layout.tiles();
     // An odd tile is multiplied twice and stored once.
     const std::int64_t index[2] = {2 * pair, std::min(2 * pair + 1, tiles - 1)};
-    std::memset(strip_.sums, 0, kStripTokens * 2 * kTileRows * sizeof(float));
-    std::int64_t step = 0;
+    std::memset(strip_.sums, 0, strip_tokens_ * 2 * kTileRows * sizeof(float));
+    step_ = filled_ = count_ = 0;
     for (std::int64_t g = 0; g < layout.groups(); ++g) {
       const std::byte* tile[2] = {job_.tile(index[0]), job_.tile(index[1])};
-      Panel panel{.scales = {{layout, tile[0], g}, {layout, tile[1], g}}};
+      Segment segment{.scales = {{layout, tile[0], g}, {layout, tile[1], g}}};
       for (auto& lines : tile) lines += layout.group_offset(g);
       const std::int64_t lines = layout.group_lines(g);
       for (std::int64_t b = 0; b < job_.blocks_per_group; ++b) {
-        panel.block = g * job_.blocks_per_group + b;
+        segment.block = g * job_.blocks_per_group + b;
         const std::int64_t end = std::min(lines, (b + 1) * job_.block_lines);
-        add_block(tile, std::min(lines, b * job_.block_lines), end, step, panel);
+        add_block(tile, std::min(lines, b * job_.block_lines), end, segment);
       }
-      step += lines * Line::kSteps;
     }
-    for (int s = 0; s < 2 && 2 * pair + s < tiles; ++s) {
-      for (std::int64_t t = first_token; t < end_; ++t) {
-        const float* sum = strip_.sums + (2 * (t - first_token) + s) * kTileRows;
-        store_rows(job_, 2 * pair + s, t, _mm512_loadu_ps(sum));
-      }
+    // What comes next is the next pair.
+    for (int s = 0; s < 2; ++s) next_[s] = job_.tile(std::min(index[s] + 2, tiles - 1));
+    multiply_segments();
+    for (std::int64_t t = first_token; t < end_; ++t) {
+      const float* sums = strip_.sums + 2 * (t - first_token) * kTileRows;
+      store_rows(job_, index[0], t, _mm512_loadu_ps(sums));
+      if (index[1] > index[0]) store_rows(job_, index[1], t, _mm512_loadu_ps(sums + kTileRows));
     }
   }
 
  private:
+  static constexpr std::int64_t kScaleLines = 2;  ///< of a group, at most
   static constexpr auto kMultiply =
       panel_multipliers<Product>(std::make_integer_sequence<int, kBlockTokens>());
 
-  // Lines [begin, end) of a group whose first step is `step`. An empty block still has its term.
+  // Lines [begin, end) of a group. An empty block still has its term.
   void add_block(const std::byte* const (&tile)[2], std::int64_t begin, std::int64_t end,
-                 std::int64_t step, Panel& panel) {
-    constexpr std::int64_t kLines = kPanelSteps / Line::kSteps;
+                 Segment& segment) {
     std::int64_t i = begin;
     do {
-      const std::int64_t count = std::min(end - i, kLines);
+      const std::int64_t room = (kPanelSteps - filled_) / Line::kSteps;
+      const std::int64_t count = std::min(end - i, room);
       for (int s = 0; s < 2; ++s) {
-        panel.tiles[s] = decode_lines<Line>(tile[s] + i * kLineBytes, count,
-                                            panels_.data() + s * kPanelSteps * kTileRows);
+        float* panel = panels_.data() + (s * kPanelSteps + filled_) * kTileRows;
+        segment.tiles[s] = decode_lines<Line>(tile[s] + i * kLineBytes, count, panel);
+        // The scales behind the last line were among the lines that came before.
+        next_[s] = tile[s] + (i + count + kScaleLines) * kLineBytes;
       }
-      panel.steps = count * Line::kSteps;
-      panel.step = step + i * Line::kSteps;
-      panel.is_first = i == begin;
-      panel.is_last = i + count == end;
-      for (std::int64_t t = strip_.first; t < end_; t += kBlockTokens) {
-        const std::int64_t tokens = std::min<std::int64_t>(kBlockTokens, end_ - t);
-        kMultiply[tokens - 1](job_, panel, t, strip_);
-      }
+      segment.steps = count * Line::kSteps;
+      segment.is_first = i == begin;
       i += count;
+      segment.is_last = i == end;
+      segments_[count_++] = segment;
+      filled_ += segment.steps;
+      if (filled_ + Line::kSteps > kPanelSteps || count_ == kMostSegments) multiply_segments();
     } while (i < end);
   }
 
+  // By all tokens of the strip.
+  void multiply_segments() {
+    if (count_ == 0) return;
+    // As many bytes as this panel had, lines and scales.
+    const std::int64_t bytes = (filled_ / Line::kSteps + kScaleLines * count_) * kLineBytes;
+    const Panel panel{.segments = segments_,
+                      .count = count_,
+                      .step = step_,
+                      .next_bytes = filled_ == 0 ? 0 : (bytes + filled_ - 1) / filled_};
+    for (std::int64_t t = strip_.first; t < end_; t += kBlockTokens) {
+      const std::int64_t count = tokens_at(t), following = t + kBlockTokens;
+      PanelTokens tokens{.first = t, .next_x = nullptr, .next_weight = nullptr};
+      tokens.next_x = following < end_
+                          ? job_.block(following) + step_ * tokens_at(following)
+                          : job_.block(strip_.first) + (step_ + filled_) * tokens_at(strip_.first);
+      // The first two blocks fetch a tile each.
+      const std::int64_t index = (t - strip_.first) / kBlockTokens;
+      if (index < 2) tokens.next_weight = next_[index];
+      kMultiply[count - 1](job_, panel, tokens, strip_);
+    }
+    step_ += filled_;
+    filled_ = count_ = 0;
+  }
+
+  std::int64_t tokens_at(std::int64_t first) const {
+    return std::min<std::int64_t>(kBlockTokens, job_.tokens - first);
+  }
+
   const Job& job_;
+  std::int64_t strip_tokens_;
   Scratch panels_, totals_, sums_;
+  Segment segments_[kMostSegments];
   Strip strip_{};
-  std::int64_t end_ = 0;  ///< of the strip's tokens
+  std::int64_t end_ = 0;     ///< of the strip's tokens
+  std::int64_t step_ = 0;    ///< of a token, where the panel begins
+  std::int64_t filled_ = 0;  ///< steps in the panel
+  int count_ = 0;            ///< segments in the panel
+  const std::byte* next_[2]{};
 };
+
+// Strips of equal length: every one decodes the whole weight.
+inline std::int64_t strip_tokens(const Job& job) {
+  const std::int64_t tokens = job.tokens;
+  const std::int64_t fitting = kStripBytes / (job.steps * 4 + 1);
+  const std::int64_t most = std::clamp<std::int64_t>(fitting, kBlockTokens, kMostStripTokens);
+  const std::int64_t strips = (tokens + most - 1) / most;
+  const std::int64_t blocks = (tokens + strips * kBlockTokens - 1) / (strips * kBlockTokens);
+  return blocks * kBlockTokens;
+}
 
 template <typename Line, typename Product>
 void many_tokens(const Job& job, const ParallelFor& parallel_for) {
+  const std::int64_t strip = strip_tokens(job);
   parallel_for((job.layout->tiles() + 1) / 2, [&](std::int64_t begin, std::int64_t end) {
-    TilePair<Line, Product> tiles(job);
-    for (std::int64_t t = 0; t < job.tokens; t += kStripTokens) {
+    TilePair<Line, Product> tiles(job, strip);
+    for (std::int64_t t = 0; t < job.tokens; t += strip) {
       for (std::int64_t pair = begin; pair < end; ++pair) tiles.multiply(pair, t);
     }
   });
 }
 
+template <typename Line, typename Product, int... counts>
+bool multiply_few(const Job& job, const ParallelFor& parallel_for,
+                  std::integer_sequence<int, counts...>) {
+  const std::int64_t tokens = padded_tokens(job.tokens);
+  return ((tokens == counts && (few_tokens<Line, Product, counts>(job, parallel_for), true)) ||
+          ...);
+}
+
 template <typename Line, typename Product>
 void multiply(const Job& job, const ParallelFor& parallel_for) {
-  switch (job.tokens) {
-    case 1:
-      return few_tokens<Line, Product, 1>(job, parallel_for);
-    case 2:
-      return few_tokens<Line, Product, 2>(job, parallel_for);
-    case 3:
-      return few_tokens<Line, Product, 3>(job, parallel_for);
-    case kFewTokens:
-      return few_tokens<Line, Product, kFewTokens>(job, parallel_for);
-    default:
-      return many_tokens<Line, Product>(job, parallel_for);
+  constexpr std::integer_sequence<int, 1, 2, 3, 4, 6, 8, 12, 16, 20, 24> kCounts;
+  if (!multiply_few<Line, Product>(job, parallel_for, kCounts)) {
+    many_tokens<Line, Product>(job, parallel_for);
   }
 }
 
