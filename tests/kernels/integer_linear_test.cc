@@ -99,7 +99,7 @@ TEST_P(IntegerLinear, takes_strides_no_bias_and_many_tokens) {
   const auto [isa, qtype] = GetParam();
   for (const FloatType type : kFloatTypes) {
     for (const bool has_codes : {false, true}) {
-      for (const std::int64_t tokens : {1, 7, 96, 205}) {
+      for (const std::int64_t tokens : {1, 7, 96, 205, 1030}) {
         const Problem problem({qtype, 37, 40, 0, FloatType::kF32}, type, tokens);
         const Call call{.isa = isa, .tokens = tokens, .has_bias = false, .gap = 3};
         ASSERT_EQ(run_integer(problem, has_codes, call),

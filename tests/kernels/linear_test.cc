@@ -102,7 +102,7 @@ TEST_P(Linear, takes_strides_and_no_bias) {
 TEST_P(Linear, takes_many_tokens) {
   const auto [isa, qtype] = GetParam();
   for (const FloatType type : {FloatType::kF32, FloatType::kBF16}) {
-    for (const std::int64_t tokens : {96, 97, 205}) {
+    for (const std::int64_t tokens : {96, 97, 205, 1030}) {
       const Problem problem({qtype, 33, 40, 0, FloatType::kF32}, type, tokens);
       const Call call{.isa = isa, .tokens = tokens};
       Exact(problem).check(call, run_linear(problem, call));

@@ -22,7 +22,9 @@ class Activations {
         steps_(layout_.padded_columns() * Row::kBytes / 4),
         x_(blocks_.tokens * steps_ + kSlack),
         sums_(layout_.is_affine() ? blocks_.tokens * layout_.groups() : 0) {
-    const std::int64_t parts = (layout_.group_columns(0) + kPart - 1) / kPart;
+    // A group of no columns has a sum nevertheless.
+    const std::int64_t parts =
+        std::max<std::int64_t>(1, (layout_.group_columns(0) + kPart - 1) / kPart);
     const std::int64_t count = blocks_.count() * layout_.groups() * parts;
     const auto take = [&](std::int64_t begin, std::int64_t end) {
       const Scratch rows(blocks_.most * kPartWords);
