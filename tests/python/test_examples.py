@@ -6,11 +6,13 @@ import os
 import runpy
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -148,6 +150,58 @@ def test_efficientnet(coloured_images: Path, tmp_path: Path) -> None:
     assert noise["int8"] > noise["float8"] > noise["int4"]
     sizes = {scheme: int(row[4].replace(",", "")) for scheme, row in rows.items()}
     assert sizes["int4"] < sizes["int8"] < sizes["float"] / 3
+
+
+def write_wave(path: Path, rate: int) -> None:
+    """A second of noise, louder and louder."""
+    samples = torch.randn(rate) * torch.linspace(10, 5_000, rate)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, rate, "NONE", ""))
+        file.writeframes(samples.to(torch.int16).numpy().tobytes())
+
+
+@pytest.fixture
+def vad_checkpoint(tmp_path: Path) -> Path:
+    """Random weights with the names and shapes of Silero VAD's, large enough to say something."""
+    torch.manual_seed(1)
+    program = runpy.run_path(str(EXAMPLES / "python" / "voice_activity.py"))
+    state = {name: 3 * value for name, value in program["SileroVAD"]().state_dict().items()}
+    save_file(state, tmp_path / "vad.safetensors")
+    return tmp_path / "vad.safetensors"
+
+
+def test_voice_activity(vad_checkpoint: Path, tmp_path: Path) -> None:
+    recordings = [tmp_path / "16k.wav", tmp_path / "48k.wav"]
+    for path, rate in zip(recordings, (16_000, 48_000), strict=True):
+        write_wave(path, rate)
+    program = EXAMPLES / "python" / "voice_activity.py"
+    options = ("--out", tmp_path / "out", "--rounds", "1")
+    done = run(sys.executable, program, vad_checkpoint, *recordings, *options)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["16k.wav", "48k.wav"]
+    assert all(line.endswith("of 1.00 s") for line in lines[:2])
+    rows = {line.split()[0]: line.split()[1:] for line in lines[3:]}
+    assert list(rows) == ["float", "int8", "float8", "int4", "int8-dynamic8", "int8-static8"]
+    apart = {scheme: float(row[2]) for scheme, row in rows.items()}
+    assert apart["float"] == 0
+    assert 0 < apart["int8"] < apart["int4"] < 0.2
+    assert 0 < apart["int8-static8"] < 0.05
+    sizes = {scheme: int(row[3].replace(",", "")) for scheme, row in rows.items()}
+    assert sizes["int4"] < sizes["int8"] < sizes["float"]
+
+
+def test_voice_activity_names_a_recording_it_cannot_read(
+    vad_checkpoint: Path, tmp_path: Path
+) -> None:
+    write_wave(tmp_path / "cd.wav", 44_100)
+    done = run(
+        *(sys.executable, EXAMPLES / "python" / "voice_activity.py"),
+        *(vad_checkpoint, tmp_path / "cd.wav"),
+    )
+    assert done.returncode == 1
+    error = f"voice_activity: error: {tmp_path / 'cd.wav'}: expected 16 bits at a multiple"
+    assert done.stderr.splitlines()[-1].startswith(error)
 
 
 @pytest.mark.skipif(not RUNNER.exists(), reason="the examples are not built")

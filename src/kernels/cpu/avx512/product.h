@@ -9,7 +9,7 @@
 //
 // Few tokens: memory is the limit. Several tiles are read at once, in streams that are far from
 // each other, and every line is decoded in registers. Many tokens: a chunk of two tiles is decoded
-// into panels that stay in the first-level cache, and 12 tokens by 32 rows of the result stay in 24
+// into panels that stay in a near cache, and 12 tokens by 32 rows of the result stay in 24
 // registers. Meanwhile the next chunk comes from memory, and the next tokens from the second-level
 // cache.
 
@@ -24,13 +24,18 @@
 namespace quantal::kernels {
 namespace {
 
-constexpr int kFewTokens = 24;
+constexpr int kFewTokens = 16;  ///< as QUANTAL_UNROLL goes: sums stay in registers
 constexpr int kBlockTokens = 12;
 constexpr std::int64_t kMostStripTokens = 1024;
 constexpr std::int64_t kStripBytes = 8 << 20;  ///< of tokens: a part of the third-level cache
-constexpr std::int64_t kPanelSteps = 128;      ///< two panels of 8 KiB, and 6 KiB of 12 tokens
 constexpr int kMostSegments = 16;
-constexpr std::int64_t kPrefetchBytes = 2048;
+/// Ahead of few tokens. Zen 4 reads 2 to 8 % slower with 2 KiB; plain reading on Zen 5 wants that.
+constexpr std::int64_t kPrefetchBytes = 1024;
+
+/// Steps of a panel: two of 8 KiB stay in the first-level cache; two of 32 KiB come from the
+/// second, which costs many tokens less than taking sums up and putting them down four times as
+/// often.
+constexpr std::int64_t panel_steps(std::int64_t tokens) { return tokens < 128 ? 128 : 512; }
 
 /// Tokens that are multiplied at once, with others of zeros: every number of tokens would be one
 /// more function.
@@ -324,7 +329,8 @@ class TilePair {
   TilePair(const Job& job, std::int64_t strip_tokens)
       : job_(job),
         strip_tokens_(strip_tokens),
-        panels_(2 * kPanelSteps * kTileRows),
+        panel_steps_(panel_steps(job.tokens)),
+        panels_(2 * panel_steps_ * kTileRows),
         totals_(strip_tokens * 2 * kTileRows),
         sums_(strip_tokens * 2 * kTileRows) {}
 
@@ -368,10 +374,10 @@ class TilePair {
                  Segment& segment) {
     std::int64_t i = begin;
     do {
-      const std::int64_t room = (kPanelSteps - filled_) / Line::kSteps;
+      const std::int64_t room = (panel_steps_ - filled_) / Line::kSteps;
       const std::int64_t count = std::min(end - i, room);
       for (int s = 0; s < 2; ++s) {
-        float* panel = panels_.data() + (s * kPanelSteps + filled_) * kTileRows;
+        float* panel = panels_.data() + (s * panel_steps_ + filled_) * kTileRows;
         segment.tiles[s] = decode_lines<Line>(tile[s] + i * kLineBytes, count, panel);
         // The scales behind the last line were among the lines that came before.
         next_[s] = tile[s] + (i + count + kScaleLines) * kLineBytes;
@@ -382,7 +388,7 @@ class TilePair {
       segment.is_last = i == end;
       segments_[count_++] = segment;
       filled_ += segment.steps;
-      if (filled_ + Line::kSteps > kPanelSteps || count_ == kMostSegments) multiply_segments();
+      if (filled_ + Line::kSteps > panel_steps_ || count_ == kMostSegments) multiply_segments();
     } while (i < end);
   }
 
@@ -416,6 +422,7 @@ class TilePair {
 
   const Job& job_;
   std::int64_t strip_tokens_;
+  std::int64_t panel_steps_;
   Scratch panels_, totals_, sums_;
   Segment segments_[kMostSegments];
   Strip strip_{};
@@ -457,7 +464,7 @@ bool multiply_few(const Job& job, const ParallelFor& parallel_for,
 
 template <typename Line, typename Product>
 void multiply(const Job& job, const ParallelFor& parallel_for) {
-  constexpr std::integer_sequence<int, 1, 2, 3, 4, 6, 8, 12, 16, 20, 24> kCounts;
+  constexpr std::integer_sequence<int, 1, 2, 3, 4, 6, 8, 12, 16> kCounts;
   if (!multiply_few<Line, Product>(job, parallel_for, kCounts)) {
     many_tokens<Line, Product>(job, parallel_for);
   }
