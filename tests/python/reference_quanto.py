@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import torch
 from optimum import quanto
+from optimum.quanto.library import qbytes_mm
 from optimum.quanto.library.extensions.cpp import ext
 
 
@@ -13,6 +14,9 @@ def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 # Its own unpack is compiled at the first use, into site-packages.
 ext._lib = SimpleNamespace(unpack=_unpack)
+# For bfloat16 it calls torch._weight_int8pack_mm where columns are a multiple of 4. torch's kernel
+# reads 16 of them at a time on AVX-512, past the end of other rows, and there it may crash.
+qbytes_mm.qbytes_int8pack_mm = qbytes_mm.qbytes_mm
 
 OPTIMIZERS = {
     "absmax": quanto.AbsmaxOptimizer,

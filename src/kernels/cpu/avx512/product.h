@@ -65,15 +65,27 @@ struct TokenBlocks {
   /// Those of one token are together, `stride` from the next one's.
   void put(std::int64_t block, const std::int32_t* rows, std::int64_t stride, std::int64_t begin,
            std::int64_t count, std::int64_t words, std::int32_t* blocks) const {
-    constexpr std::int64_t kWords = 32;  // of all tokens, in the first-level cache
     const std::int64_t wide = width(block), here = present(block);
     std::int32_t* to = blocks + first(block) * words + begin * wide;
-    for (std::int64_t i = 0; i < count; i += kWords) {
-      const std::int64_t end = std::min(count, i + kWords);
-      for (std::int64_t t = 0; t < wide; ++t) {
-        for (std::int64_t j = i; j < end; ++j)
-          to[j * wide + t] = t < here ? rows[t * stride + j] : 0;
+    const std::int64_t squares = count / 4 * 4;
+    std::int64_t t = 0;
+    for (; t + 4 <= wide; t += 4) {
+      for (std::int64_t j = 0; j < squares; j += 4) {
+        __m128 four[4];
+        for (int i = 0; i < 4; ++i) {
+          const auto* row = reinterpret_cast<const float*>(rows + (t + i) * stride + j);
+          four[i] = t + i < here ? _mm_loadu_ps(row) : _mm_setzero_ps();
+        }
+        _MM_TRANSPOSE4_PS(four[0], four[1], four[2], four[3]);
+        for (int i = 0; i < 4; ++i) {
+          _mm_storeu_ps(reinterpret_cast<float*>(to + (j + i) * wide + t), four[i]);
+        }
       }
+    }
+    // What no square has.
+    for (std::int64_t rest = 0; rest < wide; ++rest) {
+      for (std::int64_t j = rest < t ? squares : 0; j < count; ++j)
+        to[j * wide + rest] = rest < here ? rows[rest * stride + j] : 0;
     }
   }
 
