@@ -1,5 +1,6 @@
 """torch.ops.quantal.convolution, and the modules that call it."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -169,6 +170,19 @@ def test_operands_that_do_not_fit_are_errors() -> None:
         call(case, x.long(), "qint8", weight)
     with pytest.raises(RuntimeError):
         call(case, x[..., :1, :1].expand(2, 3, 0, 1), "qint8", weight)
+
+
+@pytest.mark.parametrize("activations", [None, "qint8"])
+def test_a_module_says_what_input_it_wants(activations: str | None) -> None:
+    """In an error of the type of torch's."""
+    layer = quantal.QConv2d(3, 4, 3, weights="qint8", activations=activations)
+    message = (
+        r"\[quantal.QConv2d\] expected input of 4 dimensions \(one sample: 3\) with 3 channels"
+    )
+    for shape in ((1, 2, 5, 5), (2, 5, 5), (5, 5), (1, 1, 3, 5, 5)):
+        got = re.escape(f", got {shape}")
+        with pytest.raises(RuntimeError, match=message + got):
+            layer(torch.randn(shape))
 
 
 PADDINGS = [

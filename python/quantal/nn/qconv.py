@@ -72,7 +72,8 @@ class _QPlainConv(_QConv):
     _conv_forward: Any
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """As the torch module's, in the input's dtype."""
+        """As the torch module's, in the input's dtype. RuntimeError, as torch's, for other
+        channels."""
         qtype = self.weight_qtype
         if qtype is None or transforms_active():
             x = self.fake_quantized(input)
@@ -82,11 +83,20 @@ class _QPlainConv(_QConv):
         x, padding = self._padded(input if is_batch else input.unsqueeze(0))
         activations, input_scale = self.activation_arguments()
         data, scale, shift, latent = self.weight_parts()
-        y = _convolution(
-            x, data, scale, shift, self.bias, qtype.name, self.weight_group_size or 0,
-            list(self.weight.shape), self.stride, padding, self.dilation, self.groups, latent,
-            activations, input_scale,
-        )  # fmt: skip
+        try:
+            y = _convolution(
+                x, data, scale, shift, self.bias, qtype.name, self.weight_group_size or 0,
+                list(self.weight.shape), self.stride, padding, self.dilation, self.groups, latent,
+                activations, input_scale,
+            )  # fmt: skip
+        except ValueError as error:  # which speaks of the parts
+            dims = len(self.kernel_size)
+            if x.ndim == dims + 2 and x.shape[1] == self.in_channels:
+                raise
+            raise RuntimeError(
+                f"[quantal.{type(self).__name__}] expected input of {dims + 2} dimensions (one "
+                f"sample: {dims + 1}) with {self.in_channels} channels, got {tuple(input.shape)}"
+            ) from error
         return y if is_batch else y.squeeze(0)
 
     def _padded(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:

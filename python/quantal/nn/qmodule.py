@@ -203,7 +203,9 @@ class QModuleMixin(_Module):
         if self.activation_qtype is not None:
             if quantize_input:
                 self._quantize_hooks["input"] = self.register_forward_pre_hook(self.quantize_input)
-            self._quantize_hooks["output"] = self.register_forward_hook(self.quantize_output)
+            if not self.dynamic:
+                hook = self.register_forward_hook(self.quantize_output)
+                self._quantize_hooks["output"] = hook
         dtype = torch.float32 if self.weight is None else self.weight.dtype
         self._input_calibrated = self._output_calibrated = False
         self.register_buffer("input_scale", torch.ones((), dtype=dtype, device=device))
@@ -372,13 +374,10 @@ class QModuleMixin(_Module):
     def activation_arguments(self) -> tuple[str, torch.Tensor | None]:
         """The qtype's name and the calibrated scale of the input, as operators take them; no scale
         where it is found at run time."""
-        if self.activation_qtype is None or self._is_calibrating():
+        if self.activation_qtype is None or self._calibration is not None:
             return "", None
         is_static = self._input_calibrated and not self.dynamic
         return self.activation_qtype.name, self.input_scale if is_static else None
-
-    def _is_calibrating(self) -> bool:
-        return self._calibration is not None
 
     def fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
         """`x` rounded as the input of this module is."""
@@ -406,7 +405,7 @@ class QModuleMixin(_Module):
 
     def quantize_output(self, module: torch.nn.Module, args: tuple, output: Any) -> Any:
         """Forward hook: quantizes the output with its calibrated scale."""
-        if not self._output_calibrated or self.dynamic or self._is_calibrating():
+        if not self._output_calibrated or self._calibration is not None:
             return None
         if torch.compiler.is_compiling():
             return ops.fake_quantize(output, self.activation_qtype.name, self.output_scale)

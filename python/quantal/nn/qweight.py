@@ -41,18 +41,17 @@ def _rebuild_part(data: torch.Tensor, dtype: torch.dtype) -> Part:
 torch.serialization.add_safe_globals([Part, _rebuild_part])
 
 
+def _is_called(module: torch.nn.Module) -> bool:
+    """Whether a hook, or what has replaced its forward, waits for a call of `module`."""
+    return bool(module._forward_pre_hooks or module._forward_hooks or "forward" in module.__dict__)
+
+
 def _is_float8(t: torch.Tensor) -> bool:
     return t.is_floating_point() and t.element_size() == 1
 
 
 class _Parts(torch.nn.Module):
     """A module of Parts. Codes in float8 are floating point: ``.half()`` must not convert them."""
-
-    def parts(self) -> Any:
-        """What calling gives, without what a call costs where no hook wants it."""
-        if self._forward_pre_hooks or self._forward_hooks or "forward" in self.__dict__:
-            return self()
-        return self.forward()
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Loaders of checkpoints set plain tensors; FSDP's shards stay what they are.
@@ -145,8 +144,15 @@ class QWeight(QuantizedLike, _Parts):
         """Data, scale and shift."""
         parts: dict[str, Any] = self._parameters
         packed: Any = self._modules.get("_data")
-        data = parts["_data"] if packed is None else packed.parts()
+        if packed is None:
+            data = parts["_data"]
+        else:
+            data = packed() if _is_called(packed) else packed._parameters["_data"]
         return data, parts["_scale"], parts["_shift"]
+
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What calling gives, without what a call costs where no hook wants it."""
+        return self() if _is_called(self) else self.forward()
 
     def tensor(self) -> torch.Tensor:
         """The parts as a QTensor."""
