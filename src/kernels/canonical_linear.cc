@@ -5,14 +5,13 @@
 namespace quantal::kernels {
 namespace {
 
-// A block stays in the second-level cache until it is multiplied. Preparing the tokens is repeated
-// for every block: for many of them it has more rows, since then the arithmetic takes the time.
+// A few tokens are prepared again for every block, which stays in the second-level cache of its
+// thread. For many that would take longer than the cache saves: the threads share a block.
 constexpr std::int64_t kFewTokens = 8;
-constexpr std::int64_t kSmallBlock = 128 << 10;
-constexpr std::int64_t kLargeBlock = 1 << 20;
+constexpr std::int64_t kThreadBlock = 128 << 10;
+constexpr std::int64_t kSharedBlock = 4 << 20;
 
-std::int64_t tiles_per_block(const PackedLayout& layout, std::int64_t tokens) {
-  const std::int64_t bytes = tokens <= kFewTokens ? kSmallBlock : kLargeBlock;
+std::int64_t tiles_in(const PackedLayout& layout, std::int64_t bytes) {
   return std::max<std::int64_t>(1, bytes / std::max<std::int64_t>(1, layout.tile_bytes()));
 }
 
@@ -23,30 +22,70 @@ const void* advanced(const void* data, std::int64_t index, FloatType type) {
   return data == nullptr ? nullptr : static_cast<const std::byte*>(data) + index * size_of(type);
 }
 
-// Runs `kernel` on block after block of packed rows.
+/// Runs a kernel on block after block of packed rows.
+template <typename Args, typename Kernel>
+class Blocks {
+ public:
+  Blocks(Isa isa, const Args& args, Kernel kernel, const CanonicalWeight& weight)
+      : isa_(isa), args_(args), layout_(*args.layout), kernel_(kernel), weight_(weight) {}
+
+  void each_thread_its_own(const ParallelFor& parallel_for) const {
+    const std::int64_t step = tiles_in(layout_, kThreadBlock);
+    parallel_for(layout_.tiles(), [&](std::int64_t begin, std::int64_t end) {
+      const Scratch packed = room(std::min(step, end - begin));
+      for (std::int64_t tile = begin; tile < end; tile += step) {
+        run(tile, std::min(end, tile + step), packed, serial_for);
+      }
+    });
+  }
+
+  void shared(const ParallelFor& parallel_for) const {
+    const std::int64_t tiles = layout_.tiles(), step = tiles_in(layout_, kSharedBlock);
+    const Scratch packed = room(std::min(step, tiles));
+    for (std::int64_t tile = 0; tile < tiles; tile += step) {
+      run(tile, std::min(tiles, tile + step), packed, parallel_for);
+    }
+  }
+
+ private:
+  Scratch room(std::int64_t tiles) const { return Scratch(tiles * layout_.tile_bytes() / 4); }
+
+  // Packs tiles [begin, end) and multiplies them.
+  void run(std::int64_t begin, std::int64_t end, const Scratch& packed,
+           const ParallelFor& parallel_for) const {
+    auto* bytes = reinterpret_cast<std::byte*>(packed.data());
+    parallel_for(end - begin, [&](std::int64_t first, std::int64_t last) {
+      pack_tiles(isa_, layout_, weight_, begin + first, begin + last,
+                 bytes + first * layout_.tile_bytes());
+    });
+    const std::int64_t row = begin * PackedLayout::kTileRows;
+    WeightSpec spec = layout_.spec();
+    spec.rows = std::min(spec.rows, end * PackedLayout::kTileRows) - row;
+    const PackedLayout part(spec);
+    Args block = args_;
+    block.layout = &part;
+    block.weight = bytes;
+    block.y = advanced(args_.y, row, args_.type);
+    block.bias = advanced(args_.bias, row, args_.type);
+    kernel_(block, parallel_for);
+  }
+
+  Isa isa_;
+  const Args& args_;
+  const PackedLayout& layout_;
+  Kernel kernel_;
+  const CanonicalWeight& weight_;
+};
+
 template <typename Args, typename Kernel>
 void in_blocks(Isa isa, const Args& args, std::int64_t tokens, Kernel kernel,
                const CanonicalWeight& weight, const ParallelFor& parallel_for) {
-  const PackedLayout& layout = *args.layout;
-  const std::int64_t step = tiles_per_block(layout, tokens);
-  parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
-    const Scratch packed(std::min(step, end - begin) * layout.tile_bytes() / 4);
-    auto* bytes = reinterpret_cast<std::byte*>(packed.data());
-    for (std::int64_t tile = begin; tile < end; tile += step) {
-      const std::int64_t stop = std::min(end, tile + step);
-      pack_tiles(isa, layout, weight, tile, stop, bytes);
-      const std::int64_t row = tile * PackedLayout::kTileRows;
-      WeightSpec spec = layout.spec();
-      spec.rows = std::min(spec.rows, stop * PackedLayout::kTileRows) - row;
-      const PackedLayout part(spec);
-      Args block = args;
-      block.layout = &part;
-      block.weight = bytes;
-      block.y = advanced(args.y, row, args.type);
-      block.bias = advanced(args.bias, row, args.type);
-      kernel(block, serial_for);
-    }
-  });
+  const Blocks<Args, Kernel> blocks(isa, args, kernel, weight);
+  if (tokens <= kFewTokens) {
+    blocks.each_thread_its_own(parallel_for);
+  } else {
+    blocks.shared(parallel_for);
+  }
 }
 
 // Whether rows lie one after the other in whole bytes, in groups of whole lines without padding.

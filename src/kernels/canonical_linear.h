@@ -10,8 +10,8 @@ namespace quantal::kernels {
 
 /// The linear that find_linear() gives, over `weight`: args.layout is that of the whole weight,
 /// args.weight is not read. A few tokens are multiplied by rows as they lie, where the processor
-/// has a kernel for that; for more, every thread packs a block of rows into its cache and computes
-/// with it, so a call takes no memory of the weight's size. The same bits for any number of
+/// has a kernel for that; for more, block after block of rows is packed into a cache and
+/// multiplied, so a call takes no memory of the weight's size. The same bits for any number of
 /// threads.
 QUANTAL_API void linear_from_canonical(Isa isa, const LinearArgs& args,
                                        const CanonicalWeight& weight,

@@ -1,8 +1,9 @@
 // Weight-only linear for AVX2 with FMA. Few tokens: every code is decoded in a register and
 // multiplied at once; group by group, scale and shift are applied to the sums:
 //   y = Σ_g scale_g · Σ_k code_k·x_k − shift_g · Σ_k x_k.
-// Many tokens: up to kPanelColumns columns of a tile are taken apart into a panel of floats that
-// stays in the first-level cache, and 6 tokens by 16 rows of the result stay in registers.
+// Many tokens: some columns of a few tiles are dequantized into panels that stay in the
+// second-level cache; 6 tokens by 16 rows of the result stay in registers, and the tokens in the
+// first-level cache until every panel has had them.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -25,6 +26,9 @@ constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
 constexpr int kFewTokens = 4;
 constexpr int kBlockTokens = 6;
 constexpr std::int64_t kPanelColumns = 256;
+constexpr std::int64_t kBlockTiles = 4;
+constexpr std::int64_t kBlockRows = kBlockTiles * kTileRows;
+constexpr std::int64_t kStripTokens = 1024;
 constexpr int kPrefetchBytes = 2048;
 
 // fp32 activations with every group padded to whole lines, so that no kernel reads past the end.
@@ -92,13 +96,15 @@ class Activations {
   std::int64_t x_stride_;
 };
 
-// Adds the bias and rounds: y[token][tile's rows] = sums[token].
+// Adds the bias and rounds: y[token][tile's rows] = sums.
 void store_tile(const LinearArgs& args, std::int64_t tile, std::int64_t token, const float* sums) {
-  const std::int64_t first = tile * kTileRows;
-  const std::int64_t rows = std::min(kTileRows, args.layout->spec().rows - first);
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const float bias = args.bias != nullptr ? load_float(args.bias, first + r, args.type) : 0.0F;
-    store_float(args.y, token * args.y_stride + first + r, args.type, sums[r] + bias);
+  for (std::int64_t half = 0; half < kTileRows; half += kHalfRows) {
+    const std::int64_t row = tile * kTileRows + half;
+    const std::int64_t rows = std::min(kHalfRows, args.layout->spec().rows - row);
+    if (rows <= 0) return;
+    const __m256 bias = load_bias(args.bias, row, rows, args.type);
+    store_rows(args.y, token * args.y_stride + row, args.type, rows,
+               _mm256_add_ps(_mm256_loadu_ps(sums + half), bias));
   }
 }
 
@@ -150,27 +156,21 @@ void add_group(const std::byte* lines, std::int64_t count, const float* const* x
   }
 }
 
-// Σ x of every group of tokens [first, first + count), for affine types: [group][token].
+// Σ x of every group of a few tokens, for affine types: [group][token].
 class GroupSums {
  public:
-  GroupSums(const PackedLayout& layout, const Activations& x, std::int64_t first,
-            std::int64_t count, const ParallelFor& parallel_for)
-      : count_(count), sums_(layout.is_affine() ? layout.groups() * count : count) {
-    if (!layout.is_affine()) {
-      std::fill_n(sums_.data(), count, 0.0F);
-      groups_ = false;
-      return;
-    }
-    parallel_for(count, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t t = begin; t < end; ++t) {
-        for (std::int64_t g = 0; g < layout.groups(); ++g) {
-          const float* values = x.token(first + t) + x.group_begin(g);
-          sums_.data()[g * count + t] = sum_of(values, layout.group_lines(g) * layout.depth());
-        }
+  GroupSums(const PackedLayout& layout, const Activations& x, std::int64_t count)
+      : step_(layout.is_affine() ? count : 0),
+        sums_(layout.is_affine() ? layout.groups() * count : count) {
+    if (!layout.is_affine()) std::fill_n(sums_.data(), count, 0.0F);
+    for (std::int64_t t = 0; t < count && layout.is_affine(); ++t) {
+      for (std::int64_t g = 0; g < layout.groups(); ++g) {
+        const float* values = x.token(t) + x.group_begin(g);
+        sums_.data()[g * count + t] = sum_of(values, layout.group_lines(g) * layout.depth());
       }
-    });
+    }
   }
-  const float* group(std::int64_t g) const { return sums_.data() + (groups_ ? g * count_ : 0); }
+  const float* group(std::int64_t g) const { return sums_.data() + g * step_; }
 
  private:
   // `count` is a multiple of 8 for narrow codes: groups are padded with zeros to whole lines.
@@ -184,15 +184,14 @@ class GroupSums {
            ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
   }
 
-  std::int64_t count_;
-  bool groups_ = true;
+  std::int64_t step_;  ///< from one group to the next
   Scratch sums_;
 };
 
 template <QTypeId qtype, int tokens>
 void few_tokens(const LinearArgs& args, const Activations& x, const ParallelFor& parallel_for) {
   const PackedLayout& layout = *args.layout;
-  const GroupSums x_sums(layout, x, 0, tokens, serial_for);
+  const GroupSums x_sums(layout, x, tokens);
   parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t tile = begin; tile < end; ++tile) {
       const std::byte* data = args.weight + tile * layout.tile_bytes();
@@ -208,36 +207,44 @@ void few_tokens(const LinearArgs& args, const Activations& x, const ParallelFor&
   });
 }
 
-// Takes lines [begin, end) of a group apart into 16 floats a column.
+/// The scales and shifts of a tile's group.
+struct TileScales {
+  TileScales(const PackedLayout& layout, const std::byte* tile, std::int64_t group)
+      : low(layout, tile, group, 0), high(layout, tile, group, 1) {}
+  HalfScales low, high;
+};
+
+// Takes `count` lines of a group apart into 16 numbers a column. What the next panel takes of this
+// tile comes from memory meanwhile.
 template <QTypeId qtype>
-void decode_lines(const std::byte* lines, std::int64_t begin, std::int64_t end, float* panel) {
-  for (std::int64_t i = begin; i < end; ++i) {
-    const std::byte* line = lines + i * kLineBytes;
-    const HalfLine<qtype> low(line), high(line + kLineBytes / 2);
+void decode_lines(const std::byte* lines, std::int64_t count, const TileScales& scales,
+                  float* panel) {
+  constexpr std::int64_t kPanelBytes = kPanelColumns / HalfLine<qtype>::kDepth * kLineBytes;
+  for (std::int64_t i = 0; i < count; ++i, lines += kLineBytes) {
+    _mm_prefetch(reinterpret_cast<const char*>(lines) + kPanelBytes, _MM_HINT_T1);
+    const HalfLine<qtype> low(lines), high(lines + kLineBytes / 2);
     for_columns<HalfLine<qtype>::kDepth>([&](auto column) __attribute__((always_inline)) {
-      _mm256_store_ps(panel + column * kTileRows, low.template get<column>());
-      _mm256_store_ps(panel + column * kTileRows + kHalfRows, high.template get<column>());
+      const __m256 w_low = low.template get<column>(), w_high = high.template get<column>();
+      float* to = panel + column * kTileRows;
+      _mm256_store_ps(to, _mm256_fmsub_ps(w_low, scales.low.scale, scales.low.shift));
+      _mm256_store_ps(to + kHalfRows,
+                      _mm256_fmsub_ps(w_high, scales.high.scale, scales.high.shift));
     });
     panel += HalfLine<qtype>::kDepth * kTileRows;
   }
 }
 
-// Part of a group of a tile as floats.
-struct Panel {
-  const float* values;  ///< [columns][16]
-  std::int64_t columns;
-  const GroupScales& scales;
-};
-
-// sums[token] += scale · x · panel − shift · x_sums[token]; without x_sums, the first term alone.
+// sums[token][16] += Σ x[token][c] · panel[c][16]; sums of two tokens are kBlockRows apart.
 template <int tokens>
-void multiply_panel(const float* x, std::int64_t x_stride, const Panel& panel, const float* x_sums,
+void multiply_panel(const float* x, std::int64_t x_stride, const float* panel, std::int64_t columns,
                     float* sums) {
   __m256 low[tokens], high[tokens];
-  QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) low[t] = high[t] = _mm256_setzero_ps();
-  const float* values = panel.values;
-  for (std::int64_t c = 0; c < panel.columns; ++c, values += kTileRows) {
-    const __m256 w_low = _mm256_load_ps(values), w_high = _mm256_load_ps(values + kHalfRows);
+  QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
+    low[t] = _mm256_load_ps(sums + t * kBlockRows);
+    high[t] = _mm256_load_ps(sums + t * kBlockRows + kHalfRows);
+  }
+  for (std::int64_t c = 0; c < columns; ++c, panel += kTileRows) {
+    const __m256 w_low = _mm256_load_ps(panel), w_high = _mm256_load_ps(panel + kHalfRows);
     QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
       const __m256 value = _mm256_broadcast_ss(x + t * x_stride + c);
       low[t] = _mm256_fmadd_ps(w_low, value, low[t]);
@@ -245,51 +252,110 @@ void multiply_panel(const float* x, std::int64_t x_stride, const Panel& panel, c
     }
   }
   QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-    const __m256 x_sum = _mm256_set1_ps(x_sums != nullptr ? x_sums[t] : 0.0F);
-    QUANTAL_UNROLL for (int half = 0; half < 2; ++half) {
-      const __m256 scale = _mm256_loadu_ps(panel.scales.scale + half * kHalfRows);
-      const __m256 shift = _mm256_loadu_ps(panel.scales.shift + half * kHalfRows);
-      float* sum = sums + t * kTileRows + half * kHalfRows;
-      const __m256 part =
-          _mm256_fmsub_ps(half == 0 ? low[t] : high[t], scale, _mm256_mul_ps(shift, x_sum));
-      _mm256_store_ps(sum, _mm256_add_ps(_mm256_load_ps(sum), part));
-    }
+    _mm256_store_ps(sums + t * kBlockRows, low[t]);
+    _mm256_store_ps(sums + t * kBlockRows + kHalfRows, high[t]);
   }
 }
 
-using MultiplyPanel = void (*)(const float*, std::int64_t, const Panel&, const float*, float*);
+using MultiplyPanel = void (*)(const float*, std::int64_t, const float*, std::int64_t, float*);
 constexpr MultiplyPanel kMultiplyPanel[kBlockTokens + 1] = {
     nullptr,           multiply_panel<1>, multiply_panel<2>, multiply_panel<3>,
     multiply_panel<4>, multiply_panel<5>, multiply_panel<6>};
 
+/// Tokens [begin, end) in parts of about the same size, at most `most`.
+struct Parts {
+  Parts(std::int64_t count, std::int64_t most) : total(count), parts((count + most - 1) / most) {}
+  std::int64_t begin(std::int64_t part) const { return total * part / parts; }
+  std::int64_t total, parts;
+};
+
+/// Up to kBlockTiles tiles by a strip of tokens.
+template <QTypeId qtype>
+class RowBlock {
+ public:
+  RowBlock(const LinearArgs& args, const Activations& x, std::int64_t strip_tokens)
+      : args_(args),
+        x_(x),
+        panels_(kBlockTiles * kPanelColumns * kTileRows),
+        sums_(strip_tokens * kBlockRows) {}
+
+  void multiply(std::int64_t first_tile, std::int64_t tiles, std::int64_t first_token,
+                std::int64_t tokens) {
+    const PackedLayout& layout = *args_.layout;
+    first_tile_ = first_tile, tiles_ = tiles, first_token_ = first_token, tokens_ = tokens;
+    column_ = filled_ = 0;
+    std::memset(sums_.data(), 0, tokens * kBlockRows * sizeof(float));
+    for (std::int64_t g = 0; g < layout.groups(); ++g) {
+      const std::int64_t lines = layout.group_lines(g);
+      for (std::int64_t i = 0; i < lines;) {
+        const std::int64_t count = std::min(lines - i, (kPanelColumns - filled_) / kDepth);
+        decode(g, i, count);
+        i += count;
+        if (filled_ == kPanelColumns) multiply_panels();
+      }
+    }
+    multiply_panels();
+    store();
+  }
+
+ private:
+  static constexpr std::int64_t kDepth = HalfLine<qtype>::kDepth;
+
+  float* panel(std::int64_t index) const {
+    return panels_.data() + index * kPanelColumns * kTileRows;
+  }
+
+  // Lines [first, first + count) of a group of every tile.
+  void decode(std::int64_t group, std::int64_t first, std::int64_t count) {
+    const PackedLayout& layout = *args_.layout;
+    for (std::int64_t i = 0; i < tiles_; ++i) {
+      const std::byte* tile = args_.weight + (first_tile_ + i) * layout.tile_bytes();
+      decode_lines<qtype>(tile + layout.group_offset(group) + first * kLineBytes, count,
+                          TileScales(layout, tile, group), panel(i) + filled_ * kTileRows);
+    }
+    filled_ += count * kDepth;
+  }
+
+  // What is decoded, by every token.
+  void multiply_panels() {
+    const Parts blocks(tokens_, kBlockTokens);
+    for (std::int64_t b = 0; b < blocks.parts; ++b) {
+      const std::int64_t t = blocks.begin(b), count = blocks.begin(b + 1) - t;
+      for (std::int64_t i = 0; i < tiles_; ++i) {
+        kMultiplyPanel[count](x_.token(first_token_ + t) + column_, x_.stride(), panel(i), filled_,
+                              sums_.data() + t * kBlockRows + i * kTileRows);
+      }
+    }
+    column_ += filled_;
+    filled_ = 0;
+  }
+
+  void store() const {
+    for (std::int64_t t = 0; t < tokens_; ++t) {
+      for (std::int64_t i = 0; i < tiles_; ++i) {
+        const float* sums = sums_.data() + t * kBlockRows + i * kTileRows;
+        store_tile(args_, first_tile_ + i, first_token_ + t, sums);
+      }
+    }
+  }
+
+  const LinearArgs& args_;
+  const Activations& x_;
+  Scratch panels_, sums_;
+  std::int64_t first_tile_ = 0, tiles_ = 0, first_token_ = 0, tokens_ = 0;
+  std::int64_t column_ = 0;  ///< of a token, where the panels begin
+  std::int64_t filled_ = 0;  ///< columns in the panels
+};
+
 template <QTypeId qtype>
 void many_tokens(const LinearArgs& args, const Activations& x, const ParallelFor& parallel_for) {
-  const PackedLayout& layout = *args.layout;
-  constexpr std::int64_t kDepth = HalfLine<qtype>::kDepth;
-  const GroupSums x_sums(layout, x, 0, args.tokens, parallel_for);
-  parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
-    const Scratch values(kPanelColumns * kTileRows), sums(args.tokens * kTileRows);
-    for (std::int64_t tile = begin; tile < end; ++tile) {
-      const std::byte* data = args.weight + tile * layout.tile_bytes();
-      std::memset(sums.data(), 0, args.tokens * kTileRows * sizeof(float));
-      for (std::int64_t g = 0; g < layout.groups(); ++g) {
-        const GroupScales scales = load_scales(layout, data, g);
-        const std::int64_t lines = layout.group_lines(g);
-        for (std::int64_t i = 0; i < lines; i += kPanelColumns / kDepth) {
-          const std::int64_t stop = std::min(lines, i + kPanelColumns / kDepth);
-          decode_lines<qtype>(data + layout.group_offset(g), i, stop, values.data());
-          const Panel panel{values.data(), (stop - i) * kDepth, scales};
-          const std::int64_t column = x.group_begin(g) + i * kDepth;
-          for (std::int64_t t = 0; t < args.tokens; t += kBlockTokens) {
-            const std::int64_t count = std::min<std::int64_t>(kBlockTokens, args.tokens - t);
-            kMultiplyPanel[count](x.token(t) + column, x.stride(), panel,
-                                  i == 0 ? x_sums.group(g) + t : nullptr,
-                                  sums.data() + t * kTileRows);
-          }
-        }
-      }
-      for (std::int64_t t = 0; t < args.tokens; ++t) {
-        store_tile(args, tile, t, sums.data() + t * kTileRows);
+  const Parts strips(args.tokens, kStripTokens);
+  parallel_for(args.layout->tiles(), [&](std::int64_t begin, std::int64_t end) {
+    RowBlock<qtype> rows(args, x, std::min(args.tokens, kStripTokens));
+    for (std::int64_t s = 0; s < strips.parts; ++s) {
+      const std::int64_t token = strips.begin(s), tokens = strips.begin(s + 1) - token;
+      for (std::int64_t tile = begin; tile < end; tile += kBlockTiles) {
+        rows.multiply(tile, std::min(kBlockTiles, end - tile), token, tokens);
       }
     }
   });
