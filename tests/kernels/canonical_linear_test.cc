@@ -110,7 +110,7 @@ class CanonicalLinear : public ::testing::TestWithParam<IsaAndType> {};
 TEST_P(CanonicalLinear, gives_what_a_packed_weight_gives) {
   const auto [isa, qtype] = GetParam();
   for (const WeightSpec& spec : specs(qtype)) {
-    for (const std::int64_t tokens : {0, 1, 2, 3, 4, 17}) {
+    for (const std::int64_t tokens : {0, 1, 2, 3, 4, 7, 17}) {
       Call call(spec, tokens);
       find_linear(isa, spec)(call.float_args(), serial_for);
       const auto wanted = call.result();
@@ -133,7 +133,7 @@ TEST_P(CanonicalLinear, gives_the_bits_of_a_packed_integer_weight) {
   const auto [isa, qtype] = GetParam();
   for (const WeightSpec& spec : specs(qtype)) {
     if (find_integer_linear(isa, spec) == nullptr) continue;
-    for (const std::int64_t tokens : {0, 1, 4, 17}) {
+    for (const std::int64_t tokens : {0, 1, 4, 7, 17}) {
       Call call(spec, tokens);
       find_integer_linear(isa, spec)(call.integer_args(), serial_for);
       const auto wanted = call.result();
@@ -142,6 +142,18 @@ TEST_P(CanonicalLinear, gives_the_bits_of_a_packed_integer_weight) {
       integer_linear_from_canonical(isa, args, call.canonical(), two_threads);
       EXPECT_EQ(call.result(), wanted) << spec.rows << 'x' << spec.columns << ' ' << tokens;
     }
+  }
+}
+
+TEST(CanonicalLinearBlocks, takes_a_weight_of_more_than_one_shared_block) {
+  const WeightSpec spec{QTypeId::kInt8, 2100, 4200, 0, FloatType::kF32};
+  for (const Isa isa : supported_isas()) {
+    if (isa == Isa::kPortable) continue;  // slow, and no different from the others
+    Call call(spec, 9);
+    find_linear(isa, spec)(call.float_args(), serial_for);
+    const auto wanted = call.result();
+    linear_from_canonical(isa, call.float_args(), call.canonical(), two_threads);
+    EXPECT_EQ(call.result(), wanted) << isa_name(isa);
   }
 }
 

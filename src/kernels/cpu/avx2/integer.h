@@ -4,8 +4,9 @@
 // over any way to multiply bytes. 8 rows of a tile by up to 8 tokens stay in registers.
 //
 // A Dot multiplies codes of `kDepth` columns a line:
-//   Dot::add<tokens>(lines, count, x, stride, total): total[t] += Σ code_w·code_x over `count`
-//   lines, for the 8 rows at `lines`; Dot::Code is the type of x.
+//   Dot::add<tokens>(lines, count, next, x, stride, total): total[t] += Σ code_w·code_x over
+//   `count` lines, for the 8 rows at `lines`; Dot::Code is the type of x. Meanwhile `next` is
+//   fetched.
 
 #include <immintrin.h>
 
@@ -24,8 +25,11 @@ constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
 constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
 constexpr int kTokens = 8;
 constexpr std::int64_t kPrefetchBytes = 2048;
-// Columns after which the other half of a tile has its turn, while both halves and the tokens are
-// in the first-level cache.
+// The halves of a tile take turns. For few tokens after so many lines, so that memory is not idle
+// while the second half reads what the first one did; for more after so many columns, in whole
+// groups, while both halves and the tokens are in the first-level cache.
+constexpr int kFewTokens = 4;
+constexpr std::int64_t kChunkLines = 32;
 constexpr std::int64_t kChunkColumns = 1024;
 
 inline __m256i broadcast_word(const void* data) {
@@ -33,6 +37,15 @@ inline __m256i broadcast_word(const void* data) {
   std::memcpy(&word, data, sizeof(word));
   return _mm256_set1_epi32(word);
 }
+
+/// What is wanted later: a part of it for every line.
+struct Next {
+  const std::byte* data;
+  std::int64_t step;
+  void fetch(std::int64_t line) const {
+    _mm_prefetch(reinterpret_cast<const char*>(data) + line * step, _MM_HINT_T0);
+  }
+};
 
 /// The tokens of a call as a dot product wants them: as they are.
 template <typename Dot>
@@ -54,21 +67,40 @@ class TileSums {
            std::int64_t first_token)
       : layout_(layout), x_(x), codes_(codes), first_(first_token) {}
 
-  void add_group(const std::byte* tile, std::int64_t group, int half) {
+  void add_group(const std::byte* tile, std::int64_t group) {
+    const HalfScales low_scales(layout_, tile, group, 0), high_scales(layout_, tile, group, 1);
+    for_blocks(tile, group,
+               [&](std::int64_t block, const std::byte* lines, std::int64_t count,
+                   const typename Dot::Code* x) {
+                 __m256i low[tokens], high[tokens];
+                 QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) low[t] = high[t] =
+                     _mm256_setzero_si256();
+                 for (std::int64_t i = 0; i < count; i += kChunkLines) {
+                   const std::int64_t chunk = std::min(kChunkLines, count - i);
+                   const std::byte* from = lines + i * kLineBytes;
+                   Next next{from + kPrefetchBytes, kLineBytes / 2};
+                   Dot::add(from, chunk, next, x + i * Dot::kDepth, codes_.stride(), low);
+                   next.data += chunk * next.step;
+                   Dot::add(from + kLineBytes / 2, chunk, next, x + i * Dot::kDepth,
+                            codes_.stride(), high);
+                 }
+                 add_scaled(low, low_scales, block, 0);
+                 add_scaled(high, high_scales, block, 1);
+               });
+  }
+
+  void add_half_group(const std::byte* tile, std::int64_t group, int half) {
     const HalfScales scales(layout_, tile, group, half);
-    const std::byte* lines = tile + layout_.group_offset(group) + half * (kLineBytes / 2);
-    const auto* columns = codes_.token(first_) + layout_.padded_begin(group);
-    const std::int64_t count = layout_.group_lines(group);
-    constexpr std::int64_t kBlockLines = kBlockColumns / Dot::kDepth;
-    for (std::int64_t block = 0; block < x_.blocks_per_group(); ++block) {
-      const std::int64_t begin = std::min(count, block * kBlockLines);
-      const std::int64_t end = std::min(count, begin + kBlockLines);
-      __m256i total[tokens];
-      QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) total[t] = _mm256_setzero_si256();
-      Dot::add(lines + begin * kLineBytes, end - begin, columns + begin * Dot::kDepth,
-               codes_.stride(), total);
-      add_scaled(total, scales, group * x_.blocks_per_group() + block, half);
-    }
+    for_blocks(tile, group,
+               [&](std::int64_t block, const std::byte* lines, std::int64_t count,
+                   const typename Dot::Code* x) {
+                 __m256i total[tokens];
+                 QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) total[t] = _mm256_setzero_si256();
+                 const std::byte* from = lines + half * (kLineBytes / 2);
+                 Dot::add(from, count, Next{from + kPrefetchBytes, kLineBytes}, x, codes_.stride(),
+                          total);
+                 add_scaled(total, scales, block, half);
+               });
   }
 
   void store(const IntegerLinearArgs& args, std::int64_t tile) const {
@@ -86,6 +118,21 @@ class TileSums {
   }
 
  private:
+  // Calls body(block, lines, count, x) for the parts of a group whose sums fit 32 bits.
+  template <typename Body>
+  void for_blocks(const std::byte* tile, std::int64_t group, const Body& body) {
+    const std::byte* lines = tile + layout_.group_offset(group);
+    const auto* columns = codes_.token(first_) + layout_.padded_begin(group);
+    const std::int64_t count = layout_.group_lines(group);
+    constexpr std::int64_t kBlockLines = kBlockColumns / Dot::kDepth;
+    for (std::int64_t block = 0; block < x_.blocks_per_group(); ++block) {
+      const std::int64_t begin = std::min(count, block * kBlockLines);
+      const std::int64_t end = std::min(count, begin + kBlockLines);
+      body(group * x_.blocks_per_group() + block, lines + begin * kLineBytes, end - begin,
+           columns + begin * Dot::kDepth);
+    }
+  }
+
   void add_scaled(const __m256i (&total)[tokens], const HalfScales& scales, std::int64_t block,
                   int half) {
     QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
@@ -115,12 +162,16 @@ void run_tile(const IntegerLinearArgs& args, const TokenCodes& x, const Codes<Do
   const PackedLayout& layout = *args.layout;
   const std::byte* data = args.weight + tile * layout.tile_bytes();
   TileSums<Dot, tokens> sums(layout, x, codes, first_token);
-  const std::int64_t width = std::max<std::int64_t>(1, layout.group_lines(0) * layout.depth());
-  const std::int64_t chunk = std::max<std::int64_t>(1, kChunkColumns / width);
-  for (std::int64_t first = 0; first < layout.groups(); first += chunk) {
-    const std::int64_t end = std::min(layout.groups(), first + chunk);
-    for (int half = 0; half < 2; ++half) {
-      for (std::int64_t group = first; group < end; ++group) sums.add_group(data, group, half);
+  if constexpr (tokens <= kFewTokens) {
+    for (std::int64_t group = 0; group < layout.groups(); ++group) sums.add_group(data, group);
+  } else {
+    const std::int64_t width = std::max<std::int64_t>(1, layout.group_lines(0) * layout.depth());
+    const std::int64_t chunk = std::max<std::int64_t>(1, kChunkColumns / width);
+    for (std::int64_t first = 0; first < layout.groups(); first += chunk) {
+      const std::int64_t end = std::min(layout.groups(), first + chunk);
+      for (int half = 0; half < 2; ++half) {
+        for (std::int64_t g = first; g < end; ++g) sums.add_half_group(data, g, half);
+      }
     }
   }
   sums.store(args, tile);

@@ -43,8 +43,8 @@ struct NarrowDot {
 
   /// total[t] += Σ code_w·code_x over `count` lines, for the 8 rows at `lines`.
   template <int tokens>
-  static void add(const std::byte* lines, std::int64_t count, const Code* x, std::int64_t stride,
-                  __m256i (&total)[tokens]) {
+  static void add(const std::byte* lines, std::int64_t count, const Next& next, const Code* x,
+                  std::int64_t stride, __m256i (&total)[tokens]) {
     const __m256i mask = _mm256_set1_epi8((1 << bits) - 1), ones = _mm256_set1_epi16(1);
     for (std::int64_t first = 0; first < count; first += kSafeLines) {
       __m256i pairs[tokens];
@@ -52,7 +52,7 @@ struct NarrowDot {
       const std::int64_t end = std::min(count, first + kSafeLines);
       for (std::int64_t i = first; i < end; ++i) {
         const std::byte* line = lines + i * kLineBytes;
-        _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
+        next.fetch(i);
         const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(line));
         QUANTAL_UNROLL for (int plane = 0; plane < kPlanes; ++plane) {
           const __m256i codes = _mm256_and_si256(_mm256_srli_epi16(words, bits * plane), mask);
@@ -75,12 +75,12 @@ struct ByteDot {
   static constexpr int kDepth = 4;
 
   template <int tokens>
-  static void add(const std::byte* lines, std::int64_t count, const Code* x, std::int64_t stride,
-                  __m256i (&total)[tokens]) {
+  static void add(const std::byte* lines, std::int64_t count, const Next& next, const Code* x,
+                  std::int64_t stride, __m256i (&total)[tokens]) {
     const __m256i low = _mm256_set1_epi16(0xFF);
     for (std::int64_t i = 0; i < count; ++i) {
       const std::byte* line = lines + i * kLineBytes;
-      _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
+      next.fetch(i);
       const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(line));
       const __m256i even = _mm256_and_si256(words, low), odd = _mm256_srli_epi16(words, 8);
       QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {

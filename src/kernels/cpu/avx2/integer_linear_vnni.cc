@@ -41,8 +41,8 @@ struct VnniDot {
 
   // Sums of few tokens are kept in several chains, since one would wait for each addition.
   template <int tokens>
-  static void add(const std::byte* lines, std::int64_t count, const Code* x, std::int64_t stride,
-                  __m256i (&total)[tokens]) {
+  static void add(const std::byte* lines, std::int64_t count, const Next& next, const Code* x,
+                  std::int64_t stride, __m256i (&total)[tokens]) {
     constexpr int kChains = tokens <= 2 ? 4 : 1;
     __m256i sums[kChains][tokens];
     QUANTAL_UNROLL for (int c = 0; c < kChains; ++c) {
@@ -51,10 +51,14 @@ struct VnniDot {
     std::int64_t i = 0;
     for (; i + kChains <= count; i += kChains) {
       QUANTAL_UNROLL for (int c = 0; c < kChains; ++c) {
+        next.fetch(i + c);
         add_line(lines + (i + c) * kLineBytes, x + (i + c) * kDepth, stride, sums[c]);
       }
     }
-    for (; i < count; ++i) add_line(lines + i * kLineBytes, x + i * kDepth, stride, sums[0]);
+    for (; i < count; ++i) {
+      next.fetch(i);
+      add_line(lines + i * kLineBytes, x + i * kDepth, stride, sums[0]);
+    }
     QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
       QUANTAL_UNROLL for (int c = 0; c < kChains; ++c) {
         total[t] = _mm256_add_epi32(total[t], sums[c][t]);
@@ -67,7 +71,6 @@ struct VnniDot {
   static inline __attribute__((always_inline)) void add_line(const std::byte* line, const Code* x,
                                                              std::int64_t stride,
                                                              __m256i (&sums)[tokens]) {
-    _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(line));
     QUANTAL_UNROLL for (int plane = 0; plane < kPlanes; ++plane) {
       const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << bits) - 1));

@@ -23,8 +23,8 @@ namespace {
 
 constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
 constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
-constexpr int kFewTokens = 4;
 constexpr int kBlockTokens = 6;
+constexpr int kFewTokens = kBlockTokens;
 constexpr std::int64_t kPanelColumns = 256;
 constexpr std::int64_t kBlockTiles = 4;
 constexpr std::int64_t kBlockRows = kBlockTiles * kTileRows;
@@ -363,19 +363,17 @@ void many_tokens(const LinearArgs& args, const Activations& x, const ParallelFor
 
 template <QTypeId qtype>
 void run(const LinearArgs& args, const ParallelFor& parallel_for) {
+  using FewTokens = void (*)(const LinearArgs&, const Activations&, const ParallelFor&);
+  static constexpr FewTokens kFew[kFewTokens + 1] = {nullptr,
+                                                     few_tokens<qtype, 1>,
+                                                     few_tokens<qtype, 2>,
+                                                     few_tokens<qtype, 3>,
+                                                     few_tokens<qtype, 4>,
+                                                     few_tokens<qtype, 5>,
+                                                     few_tokens<qtype, 6>};
   const Activations x(args, parallel_for);
-  switch (args.tokens) {
-    case 1:
-      return few_tokens<qtype, 1>(args, x, parallel_for);
-    case 2:
-      return few_tokens<qtype, 2>(args, x, parallel_for);
-    case 3:
-      return few_tokens<qtype, 3>(args, x, parallel_for);
-    case kFewTokens:
-      return few_tokens<qtype, kFewTokens>(args, x, parallel_for);
-    default:
-      return many_tokens<qtype>(args, x, parallel_for);
-  }
+  const auto run = args.tokens <= kFewTokens ? kFew[args.tokens] : many_tokens<qtype>;
+  run(args, x, parallel_for);
 }
 
 }  // namespace
