@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", help="folder of a transformers model, or its name on the hub")
     parser.add_argument("--gguf", help="name of a GGUF file in the folder (needs the gguf package)")
-    parser.add_argument("--text", type=Path, help="text file to compute the perplexity of")
+    parser.add_argument("--text", type=Path, help="text file whose perplexity is found")
     parser.add_argument("--windows", type=int, default=4, help="pieces of the text")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=32, help="tokens to generate")
@@ -123,8 +123,9 @@ def main() -> None:
     ]
     print(f"{'scheme':<10} {'MB':>8} {'perplexity':>11} {'first token':>13} {'next token':>12}")
     for r in results:
+        found = "-" if math.isnan(r.perplexity) else f"{r.perplexity:.2f}"
         print(
-            f"{r.scheme:<10} {r.megabytes:>8.1f} {r.perplexity:>11.2f} {r.first_ms:>10.1f} ms "
+            f"{r.scheme:<10} {r.megabytes:>8.1f} {found:>11} {r.first_ms:>10.1f} ms "
             f"{r.next_ms:>9.2f} ms"
         )
 
