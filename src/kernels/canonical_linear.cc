@@ -1,6 +1,7 @@
 #include "kernels/canonical_linear.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace quantal::kernels {
 namespace {
@@ -9,10 +10,17 @@ namespace {
 // thread. For many that would take longer than the cache saves: the threads share a block.
 constexpr std::int64_t kFewTokens = 8;
 constexpr std::int64_t kThreadBlock = 128 << 10;
-constexpr std::int64_t kSharedBlock = 4 << 20;
+constexpr std::int64_t kSharedBlock = 2 << 20;  ///< a thread's part
 
 std::int64_t tiles_in(const PackedLayout& layout, std::int64_t bytes) {
   return std::max<std::int64_t>(1, bytes / std::max<std::int64_t>(1, layout.tile_bytes()));
+}
+
+// Threads that take part, `most` at most.
+std::int64_t threads_of(const ParallelFor& parallel_for, std::int64_t most) {
+  std::atomic<std::int64_t> parts = 0;
+  parallel_for(most, [&](std::int64_t, std::int64_t) { ++parts; });
+  return parts;
 }
 
 void* advanced(void* data, std::int64_t index, FloatType type) {
@@ -40,7 +48,9 @@ class Blocks {
   }
 
   void shared(const ParallelFor& parallel_for) const {
-    const std::int64_t tiles = layout_.tiles(), step = tiles_in(layout_, kSharedBlock);
+    const std::int64_t tiles = layout_.tiles();
+    std::int64_t step = tiles_in(layout_, kSharedBlock);
+    if (step < tiles) step *= threads_of(parallel_for, tiles);
     const Scratch packed = room(std::min(step, tiles));
     for (std::int64_t tile = 0; tile < tiles; tile += step) {
       run(tile, std::min(tiles, tile + step), packed, parallel_for);
