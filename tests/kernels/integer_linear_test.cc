@@ -1,7 +1,7 @@
 #include "kernels/integer_linear.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include <gtest/gtest.h>
@@ -88,7 +88,7 @@ TEST_P(IntegerLinear, is_exact_over_codes) {
           const Call call{.isa = isa, .tokens = tokens};
           const auto y = run_integer(problem, has_codes, call);
           ASSERT_EQ(y.size(), tokens * spec.rows * size_of(type));
-          ASSERT_EQ(std::memcmp(y.data(), wanted.data(), y.size()), 0) << problem.name(call);
+          ASSERT_TRUE(std::equal(y.begin(), y.end(), wanted.begin())) << problem.name(call);
         }
       }
     }
