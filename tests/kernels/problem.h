@@ -137,7 +137,7 @@ struct Problem {
     const std::int64_t y_bytes = (call.tokens * y_stride - last) * width;
     GuardedBytes y(y_bytes);
     std::memset(y.data(), 0x5A, y_bytes);
-    for (std::int64_t t = 0; t < call.tokens; ++t) {
+    for (std::int64_t t = 0; t < call.tokens && spec.columns > 0; ++t) {
       std::memcpy(x_copy.data() + t * x_stride * width, x.data() + t * spec.columns * width,
                   spec.columns * width);
       std::memcpy(code_copy.data() + t * x_stride, codes.data() + t * spec.columns, spec.columns);
