@@ -6,8 +6,10 @@
 
 namespace quantal::kernels {
 
-void gather_part(const Gather& gather, std::int64_t code_row, std::int64_t first,
-                 std::int64_t index) {
+namespace {
+
+// A code row, the columns of padding left out, at y[index].
+void gather_code_row(const Gather& gather, std::int64_t code_row, std::int64_t index) {
   const CanonicalCodes& codes = gather.codes;
   const WeightSpec& spec = gather.spec;
   const bool is_affine = codes.bits() < 8;
@@ -16,13 +18,15 @@ void gather_part(const Gather& gather, std::int64_t code_row, std::int64_t first
   const std::uint8_t* from = gather.weight.data + codes.byte(code_row);
   const int bit = codes.shift(code_row), mask = (1 << codes.bits()) - 1;
   const int flip = spec.qtype == QTypeId::kInt8 ? 0x80 : 0;  // code_value() takes it packed
-  for (std::int64_t c = first; c < codes.columns(code_row); ++c) {
+  for (std::int64_t c = 0; c < codes.columns(code_row); ++c) {
     const auto code = static_cast<std::uint8_t>((from[c] >> bit & mask) ^ flip);
     float value = code_value(spec.qtype, code) * scale - shift;
     if (gather.type == FloatType::kF16) value = std::clamp(value, -65504.0F, 65504.0F);
-    store_float(gather.y, index + c - first, gather.type, value);
+    store_float(gather.y, index + c, gather.type, value);
   }
 }
+
+}  // namespace
 
 void gather_rows__portable(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
                            std::int64_t end) {
@@ -31,7 +35,7 @@ void gather_rows__portable(const Gather& gather, const std::int64_t* indices, st
     std::int64_t index = i * gather.spec.columns;
     for (std::int64_t group = 0; group < codes.groups(); ++group) {
       const std::int64_t code_row = codes.code_row(indices[i], group);
-      gather_part(gather, code_row, 0, index);
+      gather_code_row(gather, code_row, index);
       index += codes.columns(code_row);
     }
   }

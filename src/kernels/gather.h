@@ -26,10 +26,6 @@ struct Gather {
   void* y;
 };
 
-/// Columns [first, …) of a code row, those of padding left out, at y[index].
-void gather_part(const Gather& gather, std::int64_t code_row, std::int64_t first,
-                 std::int64_t index);
-
 // Rows [begin, end) of y, per instruction set.
 void gather_rows__portable(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
                            std::int64_t end);

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
@@ -14,9 +16,9 @@ namespace {
 
 constexpr std::int64_t kStep = 16;  ///< codes at a time
 
-// Whole steps of a code row; returns how many columns.
+// A code row, the columns of padding left out.
 template <QTypeId qtype, FloatType type>
-std::int64_t decode(const Gather& gather, std::int64_t code_row, std::int64_t index) {
+void decode(const Gather& gather, std::int64_t code_row, std::int64_t index) {
   constexpr int kBits = qtype == QTypeId::kInt2 ? 2 : qtype == QTypeId::kInt4 ? 4 : 8;
   const CanonicalCodes& codes = gather.codes;
   const FloatType scale_type = gather.spec.scale_type;
@@ -31,16 +33,24 @@ std::int64_t decode(const Gather& gather, std::int64_t code_row, std::int64_t in
     const __m256 product = _mm256_mul_ps(numbers<qtype>(bytes), scale);
     return kBits < 8 ? _mm256_sub_ps(product, shift) : product;
   };
-  std::int64_t c = 0;
-  for (; c + kStep <= columns; c += kStep) {
-    __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c));
+  const auto decode_step = [&](__m128i bytes, void* y, std::int64_t at) {
     if (kBits < 8) {
       bytes = _mm_and_si128(_mm_srl_epi16(bytes, bit), _mm_set1_epi8((1 << kBits) - 1));
     }
-    store_numbers(gather.y, index + c, type, value(bytes));
-    store_numbers(gather.y, index + c + 8, type, value(_mm_unpackhi_epi64(bytes, bytes)));
+    store_numbers(y, at, type, value(bytes));
+    store_numbers(y, at + 8, type, value(_mm_unpackhi_epi64(bytes, bytes)));
+  };
+  std::int64_t c = 0;
+  for (; c + kStep <= columns; c += kStep) {
+    decode_step(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c)), gather.y, index + c);
   }
-  return c;
+  if (c == columns) return;
+  std::uint8_t rest[kStep] = {};
+  std::memcpy(rest, from + c, columns - c);
+  std::byte values[kStep * sizeof(float)];
+  decode_step(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rest)), values, 0);
+  const std::int64_t size = size_of(type);
+  std::memcpy(static_cast<std::byte*>(gather.y) + (index + c) * size, values, (columns - c) * size);
 }
 
 template <QTypeId qtype, FloatType type>
@@ -51,10 +61,8 @@ void gather_all(const Gather& gather, const std::int64_t* indices, std::int64_t 
     std::int64_t index = i * gather.spec.columns;
     for (std::int64_t group = 0; group < codes.groups(); ++group) {
       const std::int64_t code_row = codes.code_row(indices[i], group);
-      const std::int64_t columns = codes.columns(code_row);
-      const std::int64_t done = decode<qtype, type>(gather, code_row, index);
-      if (done < columns) gather_part(gather, code_row, done, index + done);
-      index += columns;
+      decode<qtype, type>(gather, code_row, index);
+      index += codes.columns(code_row);
     }
   }
 }
