@@ -262,7 +262,7 @@ constexpr MultiplyPanel kMultiplyPanel[kBlockTokens + 1] = {
     nullptr,           multiply_panel<1>, multiply_panel<2>, multiply_panel<3>,
     multiply_panel<4>, multiply_panel<5>, multiply_panel<6>};
 
-/// Tokens [begin, end) in parts of about the same size, at most `most`.
+/// `count` tokens in parts of about the same size, at most `most`.
 struct Parts {
   Parts(std::int64_t count, std::int64_t most) : total(count), parts((count + most - 1) / most) {}
   std::int64_t begin(std::int64_t part) const { return total * part / parts; }
@@ -372,8 +372,8 @@ void run(const LinearArgs& args, const ParallelFor& parallel_for) {
                                                      few_tokens<qtype, 5>,
                                                      few_tokens<qtype, 6>};
   const Activations x(args, parallel_for);
-  const auto run = args.tokens <= kFewTokens ? kFew[args.tokens] : many_tokens<qtype>;
-  run(args, x, parallel_for);
+  const auto multiply = args.tokens <= kFewTokens ? kFew[args.tokens] : many_tokens<qtype>;
+  multiply(args, x, parallel_for);
 }
 
 }  // namespace
