@@ -23,7 +23,7 @@ run() {
 
 elsewhere='*/portable_*:*QuantizeWeight*:*Gathered*:*NonFinite*:*CanonicalLinear*float8*'
 elsewhere+=':*IntegerConv*qint8*:*IntegerConv*qint2*:*IntegerConv*/neon_dotprod_*'
-run max "-$elsewhere" 'neon_i8mm neon_dotprod neon portable' &
+run max "-$elsewhere" 'neon_bf16 neon_i8mm neon_dotprod neon portable' &
 many=$!
 status=0
 run cortex-a57 "-$elsewhere" 'neon portable' || status=1

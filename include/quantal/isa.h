@@ -20,6 +20,7 @@ enum class Isa {
   kNeon,         ///< every AArch64
   kNeonDotprod,  ///< and FEAT_DotProd
   kNeonI8mm,     ///< and FEAT_I8MM
+  kNeonBf16,     ///< and FEAT_BF16
 };
 
 /// "portable", "avx2", …

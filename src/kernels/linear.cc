@@ -11,6 +11,7 @@ LinearKernel find_linear(Isa isa, const WeightSpec&) {
                                              {Isa::kAvx512, linear__avx512},
                                              {Isa::kAvx2, linear__avx2},
 #elif defined(__aarch64__)
+                                             {Isa::kNeonBf16, linear__neon_bf16},
                                              {Isa::kNeon, linear__neon},
 #endif
                                              {Isa::kPortable, linear__portable}});

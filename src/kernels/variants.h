@@ -23,6 +23,8 @@ constexpr Isa next_best(Isa isa) {
     case Isa::kAvx512:
     case Isa::kAvxVnni:
       return Isa::kAvx2;
+    case Isa::kNeonBf16:
+      return Isa::kNeonI8mm;
     case Isa::kNeonI8mm:
       return Isa::kNeonDotprod;
     case Isa::kNeonDotprod:

@@ -31,7 +31,7 @@ TEST(Isa, the_best_is_first) {
 }
 
 TEST(Isa, one_of_another_processor_is_an_error) {
-  for (const char* name : {"avx2", "neon", "neon_dotprod", "neon_i8mm"}) {
+  for (const char* name : {"avx2", "neon", "neon_dotprod", "neon_i8mm", "neon_bf16"}) {
     const bool is_supported =
         std::ranges::any_of(supported_isas(), [&](Isa isa) { return isa_name(isa) == name; });
     const auto choice = choose_isa(name);

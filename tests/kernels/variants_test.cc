@@ -62,9 +62,9 @@ TEST(Variants, every_isa_has_a_linear_and_float8_no_integer_one) {
   }
 }
 
-constexpr Isa kAllIsas[] = {Isa::kPortable, Isa::kAvx2,        Isa::kAvxVnni,
-                            Isa::kAvx512,   Isa::kAvx512Vnni,  Isa::kAvx512Bf16,
-                            Isa::kNeon,     Isa::kNeonDotprod, Isa::kNeonI8mm};
+constexpr Isa kAllIsas[] = {Isa::kPortable,   Isa::kAvx2,       Isa::kAvxVnni, Isa::kAvx512,
+                            Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kNeon,    Isa::kNeonDotprod,
+                            Isa::kNeonI8mm,   Isa::kNeonBf16};
 
 std::string best(Isa isa, std::initializer_list<Variant<const char*>> variants) {
   return best_variant<const char*>(isa, variants);
@@ -97,6 +97,12 @@ TEST(Variants, is_never_null) {
   }
 }
 
+#if defined(__aarch64__)
+constexpr bool kIsArm = true;
+#else
+constexpr bool kIsArm = false;
+#endif
+
 // Dot products are for integers: what is float runs on the kernels of plain NEON.
 TEST(Variants, of_dot_products_is_their_own_for_integers_only) {
   const WeightSpec spec{QTypeId::kInt4, 1, 1, 0, FloatType::kF32};
@@ -106,14 +112,11 @@ TEST(Variants, of_dot_products_is_their_own_for_integers_only) {
     EXPECT_EQ(find_dequantize_codes(isa), find_dequantize_codes(Isa::kNeon));
     EXPECT_EQ(find_dequantize_range(isa), find_dequantize_range(Isa::kNeon));
   }
+  EXPECT_EQ(find_linear(Isa::kNeonBf16, spec) != find_linear(Isa::kNeonI8mm, spec), kIsArm);
+  EXPECT_EQ(find_integer_linear(Isa::kNeonBf16, spec), find_integer_linear(Isa::kNeonI8mm, spec));
   const IntegerLinearKernel i8mm = find_integer_linear(Isa::kNeonI8mm, spec);
   const IntegerLinearKernel dotprod = find_integer_linear(Isa::kNeonDotprod, spec);
   const IntegerLinearKernel neon = find_integer_linear(Isa::kNeon, spec);
-#if defined(__aarch64__)
-  constexpr bool kIsArm = true;
-#else
-  constexpr bool kIsArm = false;
-#endif
   EXPECT_EQ(i8mm != dotprod, kIsArm);
   EXPECT_EQ(dotprod != neon, kIsArm);
   EXPECT_EQ(neon != find_integer_linear(Isa::kPortable, spec), kIsArm);

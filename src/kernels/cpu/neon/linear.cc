@@ -13,39 +13,14 @@
 #include "kernels/cpu/neon/activations.h"
 #include "kernels/cpu/neon/decode.h"
 #include "kernels/cpu/neon/rows.h"
+#include "kernels/cpu/neon/tile_sums.h"
 #include "kernels/scratch.h"
 
 namespace quantal::kernels {
 namespace {
 
-constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
-constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
 constexpr int kBlockTokens = 5;
-constexpr std::int64_t kPanelColumns = 256;
-constexpr int kPrefetchBytes = 1024;
 constexpr int kLanes = 4;
-
-// sums += scale · part − shift · x_sum, for the 16 rows of a tile.
-void add_scaled(const float32x4_t (&part)[kQuarters], const TileScales& scales, float x_sum,
-                float* sums) {
-  QUANTAL_UNROLL for (int q = 0; q < kQuarters; ++q) {
-    float* sum = sums + q * kQuarterRows;
-    const float32x4_t value = vfmaq_f32(vld1q_f32(sum), part[q], scales.scale[q]);
-    vst1q_f32(sum, vfmsq_f32(value, vdupq_n_f32(x_sum), scales.shift[q]));
-  }
-}
-
-// Adds the bias and rounds: y[token][tile's rows] = sums.
-void store_tile(const LinearArgs& args, std::int64_t tile, std::int64_t token, const float* sums) {
-  for (int q = 0; q < kQuarters; ++q) {
-    const std::int64_t row = tile * kTileRows + q * kQuarterRows;
-    const std::int64_t rows = std::min(kQuarterRows, args.layout->spec().rows - row);
-    if (rows <= 0) return;
-    const float32x4_t bias = load_bias(args.bias, row, rows, args.type);
-    store_rows(args.y, token * args.y_stride + row, args.type, rows,
-               vaddq_f32(vld1q_f32(sums + q * kQuarterRows), bias));
-  }
-}
 
 // Part of a group of a tile, and what it is multiplied by.
 struct GroupLines {
@@ -98,7 +73,8 @@ void multiply_lines(const GroupLines& group, float32x4_t (&sums)[tokens][kQuarte
 }
 
 template <QTypeId qtype, int tokens>
-void few_tokens(const LinearArgs& args, const Activations& x, const ParallelFor& parallel_for) {
+void few_tokens(const LinearArgs& args, const Activations<float>& x,
+                const ParallelFor& parallel_for) {
   const PackedLayout& layout = *args.layout;
   const GroupSums x_sums(args, x, serial_for);
   parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
@@ -172,7 +148,7 @@ constexpr std::array<MultiplyPanel, kBlockTokens> kMultiplyPanel = {
 
 // sums[token] += the tile's group times every token.
 template <QTypeId qtype>
-void multiply_group(const LinearArgs& args, const Activations& x, const float* x_sums,
+void multiply_group(const LinearArgs& args, const Activations<float>& x, const float* x_sums,
                     const std::byte* tile, std::int64_t g, float* panel, float* sums) {
   constexpr std::int64_t kDepth = QuarterLine<qtype>::kDepth, kLines = kPanelColumns / kDepth;
   const PackedLayout& layout = *args.layout;
@@ -190,7 +166,8 @@ void multiply_group(const LinearArgs& args, const Activations& x, const float* x
 }
 
 template <QTypeId qtype>
-void many_tokens(const LinearArgs& args, const Activations& x, const ParallelFor& parallel_for) {
+void many_tokens(const LinearArgs& args, const Activations<float>& x,
+                 const ParallelFor& parallel_for) {
   const PackedLayout& layout = *args.layout;
   const GroupSums x_sums(args, x, parallel_for);
   parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
@@ -210,7 +187,7 @@ void many_tokens(const LinearArgs& args, const Activations& x, const ParallelFor
 
 template <QTypeId qtype>
 void run(const LinearArgs& args, const ParallelFor& parallel_for) {
-  const Activations x(args, parallel_for);
+  const Activations<float> x(args, parallel_for);
   switch (args.tokens) {
     case 1:
       return few_tokens<qtype, 1>(args, x, parallel_for);

@@ -1,0 +1,42 @@
+#pragma once
+
+// Included by this folder's files only, below their target pragma.
+
+#include <algorithm>
+
+#include "kernels/cpu/neon/rows.h"
+#include "kernels/linear.h"
+
+namespace quantal::kernels {
+namespace {
+
+constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
+constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
+constexpr int kPrefetchBytes = 1024;
+constexpr std::int64_t kPanelColumns = 256;  ///< of a tile, decoded: half of the first-level cache
+
+/// sums += scale · part − shift · x_sum, for the 16 rows of a tile.
+inline void add_scaled(const float32x4_t (&part)[kQuarters], const TileScales& scales, float x_sum,
+                       float* sums) {
+  QUANTAL_UNROLL for (int q = 0; q < kQuarters; ++q) {
+    float* sum = sums + q * kQuarterRows;
+    const float32x4_t value = vfmaq_f32(vld1q_f32(sum), part[q], scales.scale[q]);
+    vst1q_f32(sum, vfmsq_f32(value, vdupq_n_f32(x_sum), scales.shift[q]));
+  }
+}
+
+/// Adds the bias and rounds: y[token][tile's rows] = sums.
+inline void store_tile(const LinearArgs& args, std::int64_t tile, std::int64_t token,
+                       const float* sums) {
+  for (int q = 0; q < kQuarters; ++q) {
+    const std::int64_t row = tile * kTileRows + q * kQuarterRows;
+    const std::int64_t rows = std::min(kQuarterRows, args.layout->spec().rows - row);
+    if (rows <= 0) return;
+    const float32x4_t bias = load_bias(args.bias, row, rows, args.type);
+    store_rows(args.y, token * args.y_stride + row, args.type, rows,
+               vaddq_f32(vld1q_f32(sums + q * kQuarterRows), bias));
+  }
+}
+
+}  // namespace
+}  // namespace quantal::kernels
