@@ -18,7 +18,12 @@
 
 #include <quantal/quantal.h>
 
+#include "kernels/gather.h"
+#include "kernels/linear.h"
+
 namespace {
+
+namespace kernels = quantal::kernels;
 
 constexpr std::int64_t kTokens = 4096;
 
@@ -74,7 +79,68 @@ void quantize_and_pack(benchmark::State& bench, torch::Dtype dtype,
   count_bytes(bench, weight);
 }
 
-// From the packed form.
+// One weight in both forms, and memory for its value: the system clears the pages of a new result,
+// which takes longer than the kernels.
+class Forms {
+ public:
+  Forms(torch::Dtype dtype, const quantal::WeightOptions& options)
+      : parts_(quantal::parts(quantal::quantize_weight(weight_of(dtype), options))),
+        type_(dtype == torch::kFloat      ? kernels::FloatType::kF32
+              : dtype == torch::kBFloat16 ? kernels::FloatType::kBF16
+                                          : kernels::FloatType::kF16),
+        layout_({options.qtype.id, weight_of(dtype).size(0), weight_of(dtype).size(1),
+                 parts_.group_size,
+                 parts_.scale.scalar_type() == torch::kFloat ? kernels::FloatType::kF32 : type_}),
+        packed_(torch::empty(layout_.size(), torch::kByte)),
+        value_(torch::empty_like(weight_of(dtype))) {
+    pack();
+    dequantize_packed();
+  }
+
+  void pack() {
+    kernels::pack(layout_, {bytes(parts_.data), parts_.scale.data_ptr(), shift()}, packed(),
+                  parallel_for, isa());
+  }
+  void unpack() {
+    kernels::unpack(layout_, packed(), {bytes(parts_.data), parts_.scale.data_ptr(), shift()},
+                    parallel_for, isa());
+  }
+  void dequantize() {
+    kernels::dequantize_canonical(isa(), layout_.spec(),
+                                  {bytes(parts_.data), parts_.scale.data_ptr(), shift()}, type_,
+                                  value_.data_ptr(), parallel_for);
+  }
+  void dequantize_packed() {
+    kernels::dequantize_range(isa(), layout_, packed(), 0, value_.size(0), type_, value_.data_ptr(),
+                              parallel_for);
+  }
+
+ private:
+  static quantal::Isa isa() { return quantal::active_isa().value(); }
+  static void parallel_for(std::int64_t count,
+                           const std::function<void(std::int64_t, std::int64_t)>& body) {
+    at::parallel_for(0, count, 1, body);
+  }
+  static std::uint8_t* bytes(const torch::Tensor& t) {
+    return static_cast<std::uint8_t*>(t.data_ptr());
+  }
+  std::byte* packed() { return static_cast<std::byte*>(packed_.data_ptr()); }
+  void* shift() { return parts_.shift.defined() ? parts_.shift.data_ptr() : nullptr; }
+
+  quantal::QuantizedParts parts_;
+  kernels::FloatType type_;
+  kernels::PackedLayout layout_;
+  torch::Tensor packed_, value_;
+};
+
+void convert(benchmark::State& bench, torch::Dtype dtype, const quantal::WeightOptions& options,
+             void (Forms::*how)()) {
+  Forms forms(dtype, options);
+  for (auto _ : bench) (forms.*how)();
+  count_bytes(bench, weight_of(dtype));
+}
+
+// A new tensor.
 void dequantize(benchmark::State& bench, torch::Dtype dtype,
                 const quantal::WeightOptions& options) {
   const torch::Tensor weight = quantal::quantize_weight(weight_of(dtype), options);
@@ -125,6 +191,10 @@ const bool kRegistered = [] {
       add("quantize_and_pack" + of, quantize_and_pack, dtype, options);
       add("reference" + of, quantize, dtype, reference);
       add("dequantize" + of, dequantize, dtype, options);
+      add("pack" + of, convert, dtype, options, &Forms::pack);
+      add("unpack" + of, convert, dtype, options, &Forms::unpack);
+      add("dequantize_canonical" + of, convert, dtype, options, &Forms::dequantize);
+      add("dequantize_packed" + of, convert, dtype, options, &Forms::dequantize_packed);
       add("gather" + of, gather, dtype, options, false);
       add("gather_packed" + of, gather, dtype, options, true);
     }

@@ -28,4 +28,7 @@ for argument in "$@"; do
   previous=$argument
 done
 .venv-bench/bin/python benchmarks/conv.py "${shared[@]}"
+quick=()
+[ -z "${QUANTAL_BENCH_QUICK:-}" ] || quick=(--quick)
+.venv-bench/bin/python benchmarks/python_call.py "${quick[@]}"
 exec .venv-bench/bin/python benchmarks/linear.py "$@"

@@ -10,6 +10,7 @@ QUANTAL_COMPAT=1 in the environment makes ``optimum.quanto`` resolve to this pac
 """
 
 import os as _os
+from importlib.util import find_spec as _find_spec
 from typing import Any as _Any
 
 from ._library import library_path
@@ -111,8 +112,12 @@ __all__ = [
     "axis_to_dim",
     "dtype_info",
     "freeze",
+    "get_extension",
     "group",
     "grouped_shape",
+    "is_diffusers_available",
+    "is_extension_available",
+    "is_transformers_available",
     "library_path",
     "load",
     "qfallback",
@@ -137,6 +142,26 @@ __all__ = [
     "save",
     "ungroup",
 ]
+
+
+def is_transformers_available() -> bool:
+    """Whether transformers is installed; it is not imported."""
+    return _find_spec("transformers") is not None
+
+
+def is_diffusers_available() -> bool:
+    """Whether diffusers is installed; it is not imported."""
+    return _find_spec("diffusers") is not None
+
+
+def is_extension_available(extension_type: str) -> bool:
+    """False: kernels are in the C++ library, and nothing is compiled at run time."""
+    return False
+
+
+def get_extension(extension_type: str) -> _Any:
+    """KeyError: there are no extensions that would be compiled at run time."""
+    raise KeyError(extension_type)
 
 
 def __getattr__(name: str) -> _Any:

@@ -179,20 +179,22 @@ class Calibration(TorchFunctionMode):
         quantizes_output = observer.feeds_quantized or not self.streamline
         outputs = observer.output.absmax if quantizes_output else None
         for name, absmax in (("input_scale", observer.input.absmax), ("output_scale", outputs)):
-            old = getattr(module, name)
-            setattr(module, name, torch.full_like(old, _scale(absmax, module)))
+            setattr(module, name, _scale(absmax, module, getattr(module, name)))
         if self.debug:
             said = f"with scale {module.output_scale.item()}" if outputs else "to nothing"
             qtype = module.activation_qtype.name
             print(f"{module.name}({type(module).__name__}) output is quantized to {qtype} {said}.")
 
 
-def _scale(absmax: float | None, module: QModuleMixin) -> float:
-    """Absmax over the largest code; 1 where nothing is known, and never 1 otherwise."""
+def _scale(absmax: float | None, module: QModuleMixin, old: torch.Tensor) -> torch.Tensor:
+    """Absmax over the largest code; 1 where nothing is known, and never 1 otherwise. Of the old
+    one's dtype, or fp32 where that has no such number."""
     if absmax is None:
-        return 1.0
+        return torch.ones_like(old)
     largest = 127 if module.activation_qtype.name == "qint8" else module.activation_qtype.qmax
-    scale = max(absmax / largest, torch.finfo(torch.float32).tiny)
-    info = torch.finfo(module.input_scale.dtype)
-    scale = min(max(scale, info.tiny), info.max)
-    return 1.0 + info.eps if scale == 1 else scale
+    single = torch.finfo(torch.float32)
+    scale = min(max(absmax / largest, single.tiny), single.max)
+    info = torch.finfo(old.dtype)
+    dtype = old.dtype if info.tiny <= scale <= info.max else torch.float32
+    made = torch.full_like(old, scale, dtype=dtype)
+    return made if made.item() != 1 else made + info.eps

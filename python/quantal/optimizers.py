@@ -1,5 +1,6 @@
 """Who chooses the scale (and shift) of a weight's groups. The arithmetic is the C++ library's."""
 
+import logging
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = [
     "SymmetricOptimizer",
 ]
 
+_logger = logging.getLogger(__name__)
+
 
 class Optimizer(ABC):
     """Base class. An own optimizer derives from SymmetricOptimizer or AffineOptimizer and
@@ -31,6 +34,14 @@ class Optimizer(ABC):
     def options(self) -> list[float]:
         """Its options."""
         return []
+
+    def encode(self, weight: torch.Tensor, qtype: QType, group_size: int) -> tuple:
+        """Codes, scale and shift (None for 8-bit types) as that quantizer gives them: what modules
+        use where there is one."""
+        data, scale, shift = ops.encode(
+            weight.detach(), qtype.name, group_size, self.quantizer or "", self.options
+        )
+        return data, scale, shift if qtype.is_affine else None
 
     @abstractmethod
     def __call__(self, base: torch.Tensor, qtype: QType, *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +92,7 @@ class AbsmaxOptimizer(SymmetricOptimizer):
     quantizer = "absmax"
 
     def optimize(self, base: torch.Tensor, qtype: QType, axis: int | None = None) -> torch.Tensor:
-        _, scale, _ = ops.encode(_rows(base.detach(), axis), qtype.name, 0, "absmax")
+        _, scale, _ = self.encode(_rows(base, axis), qtype, 0)
         return scale.reshape(_scale_shape(base, axis))
 
 
@@ -122,15 +133,17 @@ class MaxOptimizer(AffineOptimizer):
     def optimize(
         self, base: torch.Tensor, qtype: QType, axis: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        _, scale, shift = ops.encode(
-            _rows(base.detach(), axis), qtype.name, 0, self.quantizer, self.options
-        )
+        _, scale, shift = self.encode(_rows(base, axis), qtype, 0)
         shape = _scale_shape(base, axis)
         return scale.reshape(shape), shift.reshape(shape)
 
 
 class HqqOptimizer(MaxOptimizer):
-    """MaxOptimizer, its shift refined by half-quadratic quantization (Badri and Shaji, 2023)."""
+    """MaxOptimizer, its shift refined by half-quadratic quantization (Badri and Shaji, 2023).
+
+    `verbose` logs the mean error of a weight before and after, as information of the logger
+    ``quantal.optimizers``.
+    """
 
     quantizer = "hqq"
 
@@ -149,6 +162,21 @@ class HqqOptimizer(MaxOptimizer):
     def options(self) -> list[float]:
         """What the C++ quantizer takes."""
         return [self.lp_norm, float(self.beta), self.kappa, float(self.iters)]
+
+    def encode(self, weight: torch.Tensor, qtype: QType, group_size: int) -> tuple:
+        """As of every optimizer; `verbose` logs what the refinement gained."""
+        parts = super().encode(weight, qtype, group_size)
+        if self.verbose and not weight.is_meta:
+            before = _mean_error(weight, qtype, group_size, MaxOptimizer().encode)
+            after = _mean_error(weight, qtype, group_size, lambda *_: parts)
+            _logger.info("[quantal] HQQ: mean error %.6g before, %.6g after", before, after)
+        return parts
+
+
+def _mean_error(weight: torch.Tensor, qtype: QType, group_size: int, encode: Any) -> float:
+    parts = encode(weight, qtype, group_size)
+    value = ops.decode(*parts, qtype.name, group_size, list(weight.shape), torch.float32)
+    return (value - weight.detach()).abs().mean().item()
 
 
 def default_optimizer(qtype: QType) -> Optimizer:

@@ -45,11 +45,7 @@ class ParameterScheme:
     def encode(self, weight: torch.Tensor) -> tuple:
         """Codes, scale and shift of its matrix."""
         matrix = weight.detach().reshape(self.matrix_shape(weight.shape))
-        chosen: Any = self.optimizer
-        data, scale, shift = ops.encode(
-            matrix, self.qtype.name, self.group_size, chosen.quantizer, chosen.options
-        )
-        return data, scale, shift if self.qtype.is_affine else None
+        return self.optimizer.encode(matrix, self.qtype, self.group_size)
 
     def decode(
         self, parts: tuple, shape: torch.Size, dtype: torch.dtype, latent: Any = None
@@ -82,6 +78,15 @@ class QParameter(QWeight):
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The float value, of `dtype` or the parameter's."""
         return self.scheme.decode(self.parts(), self.shape, dtype or self.dtype)
+
+    @torch.no_grad()
+    def copy_(self, source: Any, non_blocking: bool = False) -> "QParameter":
+        """Quantizes `source` anew."""
+        floats = source.dequantize() if isinstance(source, QWeight) else source
+        floats = floats.to(self.device, self.dtype, non_blocking).expand(self.shape)
+        ops.check_finite(floats, "source of copy_")
+        self._take(self.scheme.encode(floats))
+        return self
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         """Decodes the rows of chosen experts: an integer or a tensor of integers."""

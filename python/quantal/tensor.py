@@ -1,11 +1,12 @@
 """Quantized tensors: `QTensor` and its kinds, and the functions that make them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ._library import ops
-from .grouped import group, ungroup
+from .grouped import group, grouped_shape, ungroup
 from .qtype import qint8, qtypes
 from .qtype import qtype as QType  # noqa: N812
 
@@ -49,7 +50,23 @@ class _QTensorMeta(torch._C._TensorMeta):
         return _is_quantized(value) and self._describes(wrap(value))
 
 
-class QTensor(torch.Tensor, metaclass=_QTensorMeta):
+class _Saved:
+    """What optimum-quanto's weights have for state dicts."""
+
+    def save_to_state_dict(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Puts codes, scale and shift into `destination`, under the keys of a module's weight."""
+        key = "_data._data" if self.qtype.is_affine else "_data"
+        parts = {key: getattr(self._data, "_data", self._data), "_scale": self._scale}
+        for name, part in (parts | {"_shift": self._shift}).items():
+            if part is not None:
+                destination[prefix + name] = part if keep_vars else part.detach()
+
+    def optimize(self) -> Any:
+        """Itself: kernels are chosen per call."""
+        return self
+
+
+class QTensor(_Saved, torch.Tensor, metaclass=_QTensorMeta):
     """A tensor of floating-point dtype that holds codes and scales. Any torch operation takes it;
     those without a quantized kernel see its float value."""
 
@@ -146,23 +163,169 @@ class QBitsTensor(QTensor):
 
 
 class WeightQBytesTensor(QBytesTensor):
-    """A weight of 8-bit codes."""
+    """A weight of 8-bit codes. Its constructor is `create`."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls.create(*args, **kwargs)
 
     @staticmethod
     def _describes(value: Any) -> bool:
         return _has_bits(value, below_8=False) and value.axis is not None
 
+    @staticmethod
+    def create(
+        qtype: QType,
+        axis: int | None,
+        size: Sequence[int],
+        stride: Any,
+        data: torch.Tensor,
+        scale: torch.Tensor,
+        activation_qtype: QType | None = None,
+        requires_grad: bool = False,
+    ) -> Any:
+        """Over codes of `size`, with one scale for each index of `axis` (None: one for all), of the
+        scale's dtype. The other arguments are as optimum-quanto has them: kernels are chosen per
+        call, and codes need no gradient."""
+        return _weight_of_codes(qtype, axis, None, size, data, scale)
+
+    @classmethod
+    def quantize(
+        cls,
+        base: torch.Tensor,
+        qtype: QType,
+        axis: int | None,
+        scale: torch.Tensor,
+        activation_qtype: QType | None = None,
+        optimized: bool = True,
+    ) -> Any:
+        """`quantize_weight`; with axis None one scale is for all."""
+        if qtype.bits != 8:
+            raise ValueError("QBytesTensor can only be of 8-bit qtype")
+        return quantize_weight(base, qtype, 0 if axis is None else axis, scale)
+
+    @staticmethod
+    def load_from_state_dict(
+        state_dict: Any,
+        prefix: str,
+        qtype: QType,
+        axis: int | None,
+        size: Sequence[int],
+        stride: Any,
+        activation_qtype: QType | None,
+        missing_keys: list[str],
+    ) -> Any:
+        """Of the parts that `save_to_state_dict` puts, which it takes out; None where one is
+        missing."""
+        parts = _taken_out(state_dict, prefix, ("_data", "_scale"), missing_keys)
+        return None if parts is None else _weight_of_codes(qtype, axis, None, size, *parts)
+
 
 class WeightQBitsTensor(QBitsTensor):
-    """A weight of 2- or 4-bit codes."""
+    """A weight of 2- or 4-bit codes. Its constructor is `create`."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls.create(*args, **kwargs)
+
+    @staticmethod
+    def create(
+        qtype: QType,
+        axis: int,
+        group_size: int | None,
+        size: Sequence[int],
+        stride: Any,
+        data: Any,
+        scale: torch.Tensor,
+        shift: torch.Tensor,
+        requires_grad: bool = False,
+    ) -> Any:
+        """Over codes of `size`, or grouped as by `group`: one a byte or packed. Scale and shift are
+        as of `quantize_weight`."""
+        return _weight_of_codes(qtype, axis, group_size, size, data, scale, shift)
+
+    @classmethod
+    def quantize(
+        cls,
+        base: torch.Tensor,
+        qtype: QType,
+        axis: int,
+        group_size: int | None,
+        scale: torch.Tensor,
+        shift: torch.Tensor,
+        optimized: bool = True,
+    ) -> Any:
+        """`quantize_weight`."""
+        if not qtype.is_affine:
+            raise ValueError("WeightQBitsTensor can only be of qint2 or qint4 qtype")
+        return quantize_weight(base, qtype, axis, scale, shift, group_size)
+
+    @staticmethod
+    def load_from_state_dict(
+        state_dict: Any,
+        prefix: str,
+        qtype: QType,
+        axis: int,
+        group_size: int | None,
+        size: Sequence[int],
+        stride: Any,
+        missing_keys: list[str],
+    ) -> Any:
+        """Of the parts that `save_to_state_dict` puts, which it takes out; None where one is
+        missing."""
+        names = ("_data._data", "_scale", "_shift")
+        parts = _taken_out(state_dict, prefix, names, missing_keys)
+        return None if parts is None else _weight_of_codes(qtype, axis, group_size, size, *parts)
 
 
 class ActivationQBytesTensor(QBytesTensor):
     """An activation: 8-bit codes and one scale."""
 
+    def __new__(
+        cls,
+        qtype: QType,
+        size: Sequence[int],
+        stride: Any,
+        data: torch.Tensor,
+        scale: torch.Tensor,
+        requires_grad: bool = False,
+    ) -> Any:
+        return _rebuild_activation(data.reshape(size), scale, qtype.name, scale.dtype)
+
     @staticmethod
     def _describes(value: Any) -> bool:
         return value.axis is None
+
+    @classmethod
+    def quantize(cls, base: torch.Tensor, qtype: QType, scale: torch.Tensor) -> QTensor:
+        """`quantize_activation`."""
+        return quantize_activation(base, qtype, scale)
+
+
+def _taken_out(
+    state_dict: Any, prefix: str, names: tuple[str, ...], missing_keys: list[str]
+) -> list[torch.Tensor] | None:
+    missing = [prefix + name for name in names if prefix + name not in state_dict]
+    missing_keys += missing
+    parts = [state_dict.pop(prefix + name, None) for name in names]
+    return None if missing else parts
+
+
+def _weight_of_codes(qtype, axis, group_size, size, data, scale, shift=None) -> Any:
+    rows = size[0] if group_size is None else grouped_shape(size, axis, group_size)[0]
+    codes = getattr(data, "_data", data)
+    if codes.shape[0] != rows:
+        codes = unpacked_codes(codes, qtype.bits)[:rows]
+    if axis == -1:
+        codes = codes.reshape(-1, codes.shape[-1]).t().contiguous()
+        columns = _weight_of_codes(qtype, 0, None, codes.shape, codes, scale, shift)
+        return LastAxisWeight(columns, torch.Size(size), group_size)
+    shape = [rows] + [1] * (codes.ndim - 1)
+    steps = _expanded(scale, rows).reshape(shape)
+    offsets = None if shift is None else _expanded(shift, rows).reshape(shape)
+    if qtype.is_affine:
+        codes = packed_codes(codes, qtype.bits)
+    return _rebuild_weight(
+        codes, steps, offsets, qtype.name, group_size or 0, list(size), scale.dtype
+    )
 
 
 def wrap(value: Any) -> Any:
@@ -193,7 +356,7 @@ def _rebuild_activation(data, scale, qtype, dtype) -> QTensor:
 torch.serialization.add_safe_globals([_rebuild_weight, _rebuild_activation])
 
 
-class QuantizedLike:
+class QuantizedLike(_Saved):
     """Base of objects that are no tensors but stand for a quantized one: torch functions take them,
     and attributes that they lack come from the tensor."""
 
@@ -205,6 +368,15 @@ class QuantizedLike:
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        # torch.nn.init passes keywords only.
+        first = (*args[:1], *kwargs.values())[:1] if writes(name) else ()
+        targets = [kwargs.get("out"), *first]
+        for target in targets:
+            if _holds_quantized(target):
+                return written(target, name)(*args[1:], **kwargs)
+
         def unwrapped(value: Any) -> Any:
             if isinstance(value, QuantizedLike):
                 return value.tensor()
@@ -212,12 +384,38 @@ class QuantizedLike:
                 return type(value)(unwrapped(item) for item in value)
             return value
 
-        kwargs = {name: unwrapped(value) for name, value in (kwargs or {}).items()}
-        return func(*unwrapped(tuple(args)), **kwargs)
+        return func(*unwrapped(tuple(args)), **{k: unwrapped(v) for k, v in kwargs.items()})
+
+
+def writes(name: str) -> bool:
+    """Whether a method or function of this name writes to its first argument."""
+    return name.endswith("_") and not name.startswith("__")
+
+
+def _holds_quantized(value: Any) -> bool:
+    return isinstance(value, QuantizedLike) or (
+        isinstance(value, (list, tuple)) and any(isinstance(v, QuantizedLike) for v in value)
+    )
+
+
+def written(target: Any, name: str) -> Any:
+    """What writes to `target`: the method that it has itself. Its tensor is made anew each time: a
+    write to that would be lost."""
+    own = getattr(type(target), name, None) if writes(name) else None
+    if own is None:
+        raise RuntimeError(
+            f"[quantal] {name} cannot write to a frozen weight, {target!r}: use copy_(), or "
+            "quantize a float weight"
+        )
+    return own.__get__(target)
 
 
 def _binary(name: str) -> Any:
     return lambda self, *args: getattr(self.tensor(), name)(*args)
+
+
+def _in_place(name: str) -> Any:
+    return lambda self, *args: written(self, name)
 
 
 for _name in [
@@ -236,6 +434,8 @@ for _name in [
     "__array__",
 ]:
     setattr(QuantizedLike, _name, _binary(_name))
+for _name in ["__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__"]:
+    setattr(QuantizedLike, _name, _in_place(_name))
 
 
 def unpacked_codes(data: torch.Tensor, bits: int) -> torch.Tensor:
@@ -275,17 +475,24 @@ class LastAxisWeight(QuantizedLike):
         if self.qtype.is_affine:
             bits = self.qtype.bits
             codes = unpacked_codes(self._rows._data, bits)[: self._rows.shape[0]]
-            return packed_codes(codes.t(), bits)
-        return self._rows._data.t()
+            return packed_codes(self._as_stored(codes.t()), bits)
+        return self._as_stored(self._rows._data.t())
+
+    def _as_stored(self, columns: torch.Tensor) -> torch.Tensor:
+        return columns if self._group_size is not None else columns.reshape(self.shape)
 
     @property
     def _scale(self) -> torch.Tensor:
-        return self._rows._scale.reshape(1, -1)
+        return self._of_columns(self._rows._scale)
 
     @property
     def _shift(self) -> torch.Tensor | None:
         shift = self._rows._shift
-        return None if shift is None else shift.reshape(1, -1)
+        return None if shift is None else self._of_columns(shift)
+
+    def _of_columns(self, values: torch.Tensor) -> torch.Tensor:
+        ones = 1 if self._group_size is not None else len(self.shape) - 1
+        return values.reshape([1] * ones + [-1])
 
     def size(self, dim: int | None = None) -> Any:
         """As of a tensor."""

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/linear.h"
+#include "kernels/variants.h"
 
 namespace quantal::kernels {
 
@@ -26,15 +27,27 @@ void gather_code_row(const Gather& gather, std::int64_t code_row, std::int64_t i
   }
 }
 
+void gather_all(Isa isa, const Gather& gather, std::int64_t count,
+                const ParallelFor& parallel_for) {
+  using Rows = void (*)(const Gather&, std::int64_t, std::int64_t);
+  const Rows rows = best_variant<Rows>(isa, {
+#if defined(__x86_64__)
+                                                {Isa::kAvx2, gather_rows__avx2},
+#elif defined(__aarch64__)
+                                                {Isa::kNeon, gather_rows__neon},
+#endif
+                                                {Isa::kPortable, gather_rows__portable}});
+  parallel_for(count, [&](std::int64_t begin, std::int64_t end) { rows(gather, begin, end); });
+}
+
 }  // namespace
 
-void gather_rows__portable(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
-                           std::int64_t end) {
+void gather_rows__portable(const Gather& gather, std::int64_t begin, std::int64_t end) {
   const CanonicalCodes& codes = gather.codes;
   for (std::int64_t i = begin; i < end; ++i) {
     std::int64_t index = i * gather.spec.columns;
     for (std::int64_t group = 0; group < codes.groups(); ++group) {
-      const std::int64_t code_row = codes.code_row(indices[i], group);
+      const std::int64_t code_row = codes.code_row(gather.row(i), group);
       gather_code_row(gather, code_row, index);
       index += codes.columns(code_row);
     }
@@ -45,14 +58,13 @@ void gather_rows(Isa isa, const WeightSpec& spec, const CanonicalWeight& weight,
                  const std::int64_t* indices, std::int64_t count, FloatType type, void* y,
                  const ParallelFor& parallel_for) {
   const CanonicalCodes codes(spec);
-  const Gather gather{spec, codes, weight, type, y};
-  parallel_for(count, [&](std::int64_t begin, std::int64_t end) {
-#if defined(__x86_64__)
-    if (isa != Isa::kPortable) return gather_rows__avx2(gather, indices, begin, end);
-#endif
-    static_cast<void>(isa);
-    gather_rows__portable(gather, indices, begin, end);
-  });
+  gather_all(isa, {spec, codes, weight, indices, type, y}, count, parallel_for);
+}
+
+void dequantize_canonical(Isa isa, const WeightSpec& spec, const CanonicalWeight& weight,
+                          FloatType type, void* y, const ParallelFor& parallel_for) {
+  const CanonicalCodes codes(spec);
+  gather_all(isa, {spec, codes, weight, nullptr, type, y}, spec.rows, parallel_for);
 }
 
 }  // namespace quantal::kernels

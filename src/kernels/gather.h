@@ -7,7 +7,7 @@
 #include "kernels/canonical_codes.h"
 #include "kernels/packed_layout.h"
 
-/// Rows of a weight in canonical form as floats: what an embedding looks up.
+/// Rows of a weight in canonical form as floats: what an embedding looks up, and all of it.
 namespace quantal::kernels {
 
 /// Rows `indices[i]` of the weight as `type`, (count, columns) at y: scale · code (− shift) in
@@ -17,19 +17,26 @@ QUANTAL_API void gather_rows(Isa isa, const WeightSpec& spec, const CanonicalWei
                              const std::int64_t* indices, std::int64_t count, FloatType type,
                              void* y, const ParallelFor& parallel_for = serial_for);
 
+/// The same for all rows, in their order.
+QUANTAL_API void dequantize_canonical(Isa isa, const WeightSpec& spec,
+                                      const CanonicalWeight& weight, FloatType type, void* y,
+                                      const ParallelFor& parallel_for = serial_for);
+
 /// What all of its rows have in common.
 struct Gather {
   const WeightSpec& spec;
   const CanonicalCodes& codes;
   const CanonicalWeight& weight;
+  const std::int64_t* indices;  ///< null: every row, in order
   FloatType type;
   void* y;
+
+  std::int64_t row(std::int64_t i) const { return indices != nullptr ? indices[i] : i; }
 };
 
 // Rows [begin, end) of y, per instruction set.
-void gather_rows__portable(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
-                           std::int64_t end);
-void gather_rows__avx2(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
-                       std::int64_t end);
+void gather_rows__portable(const Gather& gather, std::int64_t begin, std::int64_t end);
+void gather_rows__avx2(const Gather& gather, std::int64_t begin, std::int64_t end);
+void gather_rows__neon(const Gather& gather, std::int64_t begin, std::int64_t end);
 
 }  // namespace quantal::kernels

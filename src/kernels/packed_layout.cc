@@ -87,29 +87,102 @@ std::int64_t pack_whole_lines(Isa isa, const PackedLayout& layout, const TileRow
   return 0;
 }
 
-void unpack_group(const PackedLayout& layout, const CanonicalCodes& codes,
-                  const MutableCanonicalWeight& weight, std::int64_t row, std::int64_t group,
-                  const std::byte* in) {
-  std::uint8_t* to = weight.data + codes.byte(codes.code_row(row, group));
-  const int shift = codes.shift(codes.code_row(row, group));
-  const std::int64_t columns = layout.group_columns(group);
-  const std::byte* lines = in + row % kTileRows * 4;
-  switch (layout.depth()) {
-    case 16:
-      return unpack_row<2>(lines, columns, codes.width(), 0, to, shift);
-    case 8:
-      return unpack_row<4>(lines, columns, codes.width(), 0, to, shift);
-    default:
-      return unpack_row<8>(lines, columns, codes.width(), flip_of(layout.spec()), to, shift);
-  }
-}
-
 void copy_scale(const PackedLayout& layout, void* to, std::int64_t to_index, const void* from,
                 std::int64_t from_index) {
   const int size = size_of(layout.spec().scale_type);
   std::memcpy(static_cast<std::byte*>(to) + to_index * size,
               static_cast<const std::byte*>(from) + from_index * size, size);
 }
+
+/// Unpacks a weight, some of its code rows at a time.
+class Unpacking {
+ public:
+  Unpacking(Isa isa, const PackedLayout& layout, const std::byte* packed,
+            const MutableCanonicalWeight& weight)
+      : isa_(isa), layout_(layout), packed_(packed), weight_(weight), codes_(layout.spec()) {}
+
+  const CanonicalCodes& codes() const { return codes_; }
+
+  /// Code rows [begin, end), whose bytes are zeros or hold others' codes.
+  void run(std::int64_t begin, std::int64_t end) const {
+    const std::int64_t groups = layout_.groups();
+    while (begin < end) {
+      const bool is_half = begin % (kHalfRows * groups) == 0;
+      if (isa_ == Isa::kPortable || !is_half || begin + kHalfRows * groups > end) {
+        unpack_codes(begin, 0);
+        unpack_scales(begin++);
+        continue;
+      }
+      for (std::int64_t group = 0; group < groups; ++group) unpack_half(begin + group);
+      begin += kHalfRows * groups;
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kHalfRows = kTileRows / 2;
+
+  std::int64_t row(std::int64_t code_row) const { return code_row / layout_.groups(); }
+  std::int64_t group(std::int64_t code_row) const { return code_row % layout_.groups(); }
+  const std::byte* lines(std::int64_t code_row) const {
+    return packed_ + row(code_row) / kTileRows * layout_.tile_bytes() +
+           layout_.group_offset(group(code_row));
+  }
+
+  // One group of eight rows, of which `code_row` is of the first.
+  void unpack_half(std::int64_t code_row) const {
+    HalfRows rows{};
+    for (int r = 0; r < kHalfRows; ++r) {
+      const std::int64_t at = code_row + r * layout_.groups();
+      rows.to[r] = weight_.data + codes_.byte(at);
+      rows.shift[r] = codes_.shift(at);
+    }
+    std::int64_t columns = layout_.group_columns(group(code_row)), done = 0;
+    if (columns < codes_.width()) --columns;  // the last one is what padding repeats
+#if defined(__x86_64__)
+    const std::int64_t half = row(code_row) % kTileRows * 4;
+    done = unpack_rows__avx2(codes_.bits(), lines(code_row) + half, columns,
+                             flip_of(layout_.spec()), rows);
+#endif
+    for (int r = 0; r < kHalfRows; ++r) {
+      const std::int64_t at = code_row + r * layout_.groups();
+      if (done < codes_.width()) unpack_codes(at, done);
+      unpack_scales(at);
+    }
+  }
+
+  // From column `first` on, which begins a line.
+  void unpack_codes(std::int64_t code_row, std::int64_t first) const {
+    std::uint8_t* to = weight_.data + codes_.byte(code_row) + first;
+    const int shift = codes_.shift(code_row);
+    const std::int64_t columns = layout_.group_columns(group(code_row)) - first;
+    const std::int64_t width = codes_.width() - first;
+    const std::byte* in =
+        lines(code_row) + first / layout_.depth() * kLineBytes + row(code_row) % kTileRows * 4;
+    switch (layout_.depth()) {
+      case 16:
+        return unpack_row<2>(in, columns, width, 0, to, shift);
+      case 8:
+        return unpack_row<4>(in, columns, width, 0, to, shift);
+      default:
+        return unpack_row<8>(in, columns, width, flip_of(layout_.spec()), to, shift);
+    }
+  }
+
+  void unpack_scales(std::int64_t code_row) const {
+    const std::byte* scales = lines(code_row) + layout_.group_lines(group(code_row)) * kLineBytes;
+    const std::int64_t from = row(code_row) % kTileRows;
+    copy_scale(layout_, weight_.scale, code_row, scales, from);
+    if (layout_.is_affine()) {
+      copy_scale(layout_, weight_.shift, code_row, scales, kTileRows + from);
+    }
+  }
+
+  Isa isa_;
+  const PackedLayout& layout_;
+  const std::byte* packed_;
+  const MutableCanonicalWeight& weight_;
+  CanonicalCodes codes_;
+};
 
 // The scales of a tile's group, then its shifts.
 void copy_scales(const PackedLayout& layout, const CanonicalWeight& weight, std::int64_t first,
@@ -178,26 +251,17 @@ void pack_tiles(Isa isa, const PackedLayout& layout, const CanonicalWeight& weig
 }
 
 void unpack(const PackedLayout& layout, const std::byte* packed,
-            const MutableCanonicalWeight& weight, const ParallelFor& parallel_for) {
-  const CanonicalCodes codes(layout.spec());
-  std::memset(weight.data, 0, codes.size());
-  const auto unpack_rows = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const std::byte* tile = packed + row / kTileRows * layout.tile_bytes();
-      for (std::int64_t group = 0; group < layout.groups(); ++group) {
-        const std::byte* in = tile + layout.group_offset(group);
-        unpack_group(layout, codes, weight, row, group, in);
-        const std::byte* scales = in + layout.group_lines(group) * kLineBytes;
-        const std::int64_t to = row * layout.groups() + group;
-        copy_scale(layout, weight.scale, to, scales, row % kTileRows);
-        if (!layout.is_affine()) continue;
-        copy_scale(layout, weight.shift, to, scales, kTileRows + row % kTileRows);
-      }
+            const MutableCanonicalWeight& weight, const ParallelFor& parallel_for, Isa isa) {
+  const Unpacking unpacking(isa, layout, packed, weight);
+  const CanonicalCodes& codes = unpacking.codes();
+  // The code rows that share bytes are of one thread.
+  parallel_for(codes.packed_rows(), [&](std::int64_t begin, std::int64_t end) {
+    std::memset(weight.data + begin * codes.width(), 0, (end - begin) * codes.width());
+    for (std::int64_t section = 0; section < codes.sections(); ++section) {
+      const std::int64_t first = section * codes.packed_rows();
+      unpacking.run(first + begin, std::min(first + end, codes.code_rows()));
     }
-  };
-  // Rows far apart share bytes in the canonical form of narrow codes.
-  if (layout.is_affine()) return unpack_rows(0, layout.spec().rows);
-  parallel_for(layout.spec().rows, unpack_rows);
+  });
 }
 
 std::uint8_t packed_code(const PackedLayout& layout, const std::byte* packed, std::int64_t row,

@@ -105,7 +105,7 @@ QUANTAL_API void pack_tiles(Isa isa, const PackedLayout& layout, const Canonical
 /// canonical form prescribes it).
 QUANTAL_API void unpack(const PackedLayout& layout, const std::byte* packed,
                         const MutableCanonicalWeight& weight,
-                        const ParallelFor& parallel_for = serial_for);
+                        const ParallelFor& parallel_for = serial_for, Isa isa = Isa::kPortable);
 
 /// Bytes of the canonical data.
 QUANTAL_API std::int64_t canonical_data_size(const WeightSpec& spec);
@@ -119,6 +119,16 @@ struct TileRows {
 /// Packs as many whole lines as it takes at a time, xor `flip`, and tells how many columns it did.
 std::int64_t pack_rows__avx2(int bits, const TileRows& rows, std::int64_t columns,
                              std::uint32_t flip, std::byte* lines);
+
+/// Where the codes of 8 rows of a tile go, bits [shift, shift + bits) of each byte: zeros so far.
+struct HalfRows {
+  std::uint8_t* to[PackedLayout::kTileRows / 2];
+  int shift[PackedLayout::kTileRows / 2];
+};
+/// Unpacks as many whole lines as it takes at a time, xor `flip`, and tells how many columns it
+/// did.
+std::int64_t unpack_rows__avx2(int bits, const std::byte* lines, std::int64_t columns,
+                               std::uint32_t flip, const HalfRows& rows);
 
 /// Where column `j` of a line lies in a row's four bytes, read as one little-endian word.
 constexpr int bit_of(int bits, int j) { return 8 * (j % 4) + bits * (j / 4); }

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "ops/cpu_kernels.h"
+#include "ops/cpu_weights.h"
 #include "ops/fake_quantize.h"
 
 namespace quantal {
@@ -97,7 +98,7 @@ at::Tensor CanonicalMatrix::linear(const at::Tensor& x, const at::Tensor& given_
                             : fake_quantize_dynamic(x, *activations, TokenAxis::kLastDim);
   }
   if (has_kernels) return run_float(input, bias);
-  return at::linear(input, decode_weight(codes_, x.scalar_type()), bias);
+  return at::linear(input, dequantize(codes_, x.scalar_type()), bias);
 }
 
 at::Tensor CanonicalMatrix::times(const at::Tensor& grad) const {
@@ -106,7 +107,7 @@ at::Tensor CanonicalMatrix::times(const at::Tensor& grad) const {
   std::vector<std::int64_t> sizes = grad.sizes().vec();
   sizes.back() = columns;
   if (codes_.rows() * columns <= kBlockElements || grad.scalar_type() == at::kDouble) {
-    return rows.mm(decode_weight(codes_, grad.scalar_type())).reshape(sizes);
+    return rows.mm(dequantize(codes_, grad.scalar_type())).reshape(sizes);
   }
   // Sums of several blocks stay in fp32.
   const std::int64_t step = std::max<std::int64_t>(kBlockElements / columns, 1);

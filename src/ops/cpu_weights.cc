@@ -35,6 +35,24 @@ kernels::Quantized quantize_into(WeightCodes& codes, const at::Tensor& weight,
   return kernels::quantize_weight(kernel_isa(), args, threads_for(weight.numel()));
 }
 
+// What kernels read of codes that gathers_on_cpu() takes.
+struct Canonical {
+  explicit Canonical(const WeightCodes& codes)
+      : data(codes.data.contiguous()),
+        scale(codes.scale.contiguous()),
+        shift(codes.shift.defined() ? codes.shift.contiguous() : codes.shift),
+        spec{codes.qtype.id, codes.rows(), codes.row_length(), codes.group_size,
+             *float_type(scale.scalar_type())} {}
+
+  kernels::CanonicalWeight weight() const {
+    return {static_cast<const std::uint8_t*>(data.const_data_ptr()), scale.const_data_ptr(),
+            shift.defined() ? shift.const_data_ptr() : nullptr};
+  }
+
+  at::Tensor data, scale, shift;
+  kernels::WeightSpec spec;
+};
+
 }  // namespace
 
 std::optional<WeightCodes> quantize_on_cpu(const at::Tensor& weight, const QType& qtype,
@@ -70,15 +88,20 @@ at::Tensor gather_on_cpu(const WeightCodes& codes, const at::Tensor& indices,
   std::vector<std::int64_t> sizes = codes.sizes;
   sizes[0] = rows.numel();
   at::Tensor value = at::empty(sizes, dtype);
-  const at::Tensor data = codes.data.contiguous(), scale = codes.scale.contiguous();
-  const at::Tensor shift = codes.shift.defined() ? codes.shift.contiguous() : codes.shift;
-  const kernels::WeightSpec spec{codes.qtype.id, codes.rows(), codes.row_length(), codes.group_size,
-                                 *float_type(scale.scalar_type())};
-  kernels::gather_rows(kernel_isa(), spec,
-                       {static_cast<const std::uint8_t*>(data.const_data_ptr()),
-                        scale.const_data_ptr(), shift.defined() ? shift.const_data_ptr() : nullptr},
+  const Canonical canonical(codes);
+  kernels::gather_rows(kernel_isa(), canonical.spec, canonical.weight(),
                        rows.const_data_ptr<std::int64_t>(), rows.numel(), *float_type(dtype),
                        value.data_ptr(), threads_for(value.numel()));
+  return value;
+}
+
+at::Tensor dequantize(const WeightCodes& codes, at::ScalarType dtype) {
+  // Rows whose last group is short would be a view of whole groups.
+  if (!gathers_on_cpu(codes, dtype)) return decode_weight(codes, dtype).contiguous();
+  at::Tensor value = at::empty(codes.sizes, dtype);
+  const Canonical canonical(codes);
+  kernels::dequantize_canonical(kernel_isa(), canonical.spec, canonical.weight(),
+                                *float_type(dtype), value.data_ptr(), threads_for(value.numel()));
   return value;
 }
 

@@ -21,6 +21,9 @@ std::optional<WeightCodes> quantize_on_cpu(const at::Tensor& weight, const QType
 /// Precondition: is_cpu_activation(x).
 std::int64_t find_non_finite_on_cpu(const at::Tensor& x);
 
+/// What decode_weight() gives, dense: by a kernel where one takes the codes.
+at::Tensor dequantize(const WeightCodes& codes, at::ScalarType dtype);
+
 /// Whether gather_on_cpu() takes them.
 bool gathers_on_cpu(const WeightCodes& codes, at::ScalarType dtype);
 /// What decode_rows() gives.

@@ -60,7 +60,7 @@ WeightCodes PackedWeight::codes() const {
   kernels::unpack(layout_, tile_of(0),
                   {static_cast<std::uint8_t*>(codes.data.data_ptr()), codes.scale.data_ptr(),
                    qtype_.is_affine() ? codes.shift.data_ptr() : nullptr},
-                  threads_for(rows() * columns()));
+                  threads_for(rows() * columns()), kernel_isa());
   return codes;
 }
 

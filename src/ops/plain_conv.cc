@@ -7,6 +7,7 @@
 
 #include "ops/canonical_weight.h"
 #include "ops/cpu_kernels.h"
+#include "ops/cpu_weights.h"
 #include "ops/fake_quantize.h"
 #include "ops/packed_conv.h"
 #include "ops/plain_arguments.h"
@@ -64,7 +65,7 @@ std::optional<SampleCodes> codes_of(const at::Tensor& x, const MaybeTensor& scal
 constexpr std::int64_t kIntegerRows = 64;
 
 // By products of codes; nothing where kernels do not take it or floats take less time.
-std::optional<at::Tensor> integer_result(const at::Tensor& x, WeightCodes weight,
+std::optional<at::Tensor> integer_result(const at::Tensor& x, const WeightCodes& weight,
                                          const ConvParams& params, const MaybeTensor& x_scale,
                                          const at::Tensor& bias) {
   const auto shape = conv_shape(x.sizes(), weight.sizes, params);
@@ -72,7 +73,6 @@ std::optional<at::Tensor> integer_result(const at::Tensor& x, WeightCodes weight
       !PackedWeight::takes_activations(x)) {
     return std::nullopt;
   }
-  weight.wide = is_wide(weight.scale, weight.shift, weight.qtype.bits);
   if (!PackedWeight::takes(weight)) return std::nullopt;
   const auto codes = codes_of(x, x_scale);
   if (!codes) return std::nullopt;
@@ -86,8 +86,9 @@ at::Tensor convolution_any_device(const at::Tensor& x, const at::Tensor& data,
                                   at::IntArrayRef stride, at::IntArrayRef padding,
                                   at::IntArrayRef dilation, std::int64_t groups, const MaybeTensor&,
                                   c10::string_view activations, const MaybeTensor& input_scale) {
-  const WeightCodes weight =
+  WeightCodes weight =
       canonical_codes("convolution", data, scale, shift, qtype_of(qtype), group_size, sizes);
+  weight.wide = is_wide(weight.scale, weight.shift, weight.qtype.bits);
   check_input(x, data, bias, sizes, groups);
   const ConvParams params = params_of(stride, padding, dilation, groups);
   const at::ScalarType dtype = x.scalar_type();
@@ -102,9 +103,8 @@ at::Tensor convolution_any_device(const at::Tensor& x, const at::Tensor& data,
     input = input_scale ? fake_quantize_static(x, *type, *input_scale)
                         : fake_quantize_dynamic(x, *type, TokenAxis::kFirstDim);
   }
-  const at::Tensor kernel =
-      decode_op(data, scale, shift, qtype, group_size, sizes, dtype, std::nullopt);
-  return float_convolution(input, kernel, added, params).contiguous(x.suggest_memory_format());
+  return float_convolution(input, dequantize(weight, dtype), added, params)
+      .contiguous(x.suggest_memory_format());
 }
 
 // The sizes, and errors of sizes that do not fit, are those of at::convolution() on no device.

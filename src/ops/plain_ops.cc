@@ -172,11 +172,7 @@ at::Tensor decode_any_device(const at::Tensor& data, const at::Tensor& scale,
   WeightCodes codes =
       canonical_codes("decode", data, scale, shift, qtype_of(qtype), group_size, sizes);
   codes.wide = is_wide(codes.scale, codes.shift, codes.qtype.bits);
-  if (gathers_on_cpu(codes, dtype)) {
-    return gather_on_cpu(codes, at::arange(codes.rows(), at::kLong), dtype);
-  }
-  // Rows whose last group is short are a view of whole groups; compiled code counts on dense rows.
-  return decode_weight(codes, dtype).contiguous();
+  return dequantize(codes, dtype);  // dense rows: compiled code counts on them
 }
 
 at::Tensor decode_meta(const at::Tensor& data, const at::Tensor&, const MaybeTensor&,
@@ -342,6 +338,18 @@ at::Tensor encode_with_autograd(const at::Tensor& weight, const at::Tensor& scal
   return op.call(weight, scale, shift, qtype, group_size);
 }
 
+std::tuple<at::Tensor, MaybeTensor> round_scales_any_device(const at::Tensor& scale,
+                                                            const MaybeTensor& shift,
+                                                            c10::string_view qtype,
+                                                            at::ScalarType dtype) {
+  WeightCodes codes;
+  codes.qtype = qtype_of(qtype);
+  codes.scale = scale;
+  codes.shift = value_or_none(shift);
+  codes = round_scales(codes, dtype);
+  return {codes.scale, maybe(codes.shift)};
+}
+
 // ---- autocast: a linear computes in the type that it asks for ----------------------------------
 
 template <c10::DispatchKey key, at::DeviceType device>
@@ -412,6 +420,9 @@ TORCH_LIBRARY_FRAGMENT(quantal, m) {
         [](const at::Tensor& weight, c10::string_view name) {
           if (!weight.is_meta()) check_finite(weight, {name.data(), name.size()});
         });
+  m.def(
+      "round_scales(Tensor scale, Tensor? shift, str qtype, ScalarType dtype) -> (Tensor, Tensor?)",
+      round_scales_any_device);
   m.def("default_group_size(str qtype, int row_length) -> int",
         [](c10::string_view qtype, std::int64_t row_length) {
           return default_group_size(qtype_of(qtype), row_length);

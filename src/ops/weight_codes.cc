@@ -3,7 +3,9 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "ops/cpu_weights.h"
 
@@ -47,6 +49,17 @@ at::Tensor round_value(const at::Tensor& value, at::ScalarType dtype) {
   if (value.scalar_type() != at::kDouble || dtype == at::kDouble) return value.to(dtype);
   const double largest = dtype == at::kBFloat16 ? 0x1.FEp127 : 0x1.FFFFFEp127;
   return value.clamp(-largest, largest).to(dtype);
+}
+
+// Of the magnitudes.
+double largest(const at::Tensor& values) {
+  constexpr std::int64_t kFew = 2048;  // operations of ATen would take longer
+  const bool is_few = values.numel() <= kFew && values.is_contiguous() &&
+                      values.device().is_cpu() && values.scalar_type() == at::kFloat;
+  if (!is_few) return values.abs().max().item<double>();
+  const auto* first = values.const_data_ptr<float>();
+  return std::accumulate(first, first + values.numel(), 0.0F,
+                         [](float most, float value) { return std::max(most, std::abs(value)); });
 }
 
 }  // namespace
@@ -136,8 +149,8 @@ WeightCodes encode_groups(const at::Tensor& groups, at::IntArrayRef sizes, const
 
 bool is_wide(const at::Tensor& scale, const at::Tensor& shift, int bits) {
   if (!shift.defined() || scale.scalar_type() == at::kHalf || scale.numel() == 0) return false;
-  const double span = scale.max().item<double>() * ((1 << bits) - 1);
-  return span + shift.abs().max().item<double>() > std::numeric_limits<float>::max() / 2;
+  const double span = largest(scale) * ((1 << bits) - 1);
+  return span + largest(shift) > std::numeric_limits<float>::max() / 2;
 }
 
 at::Tensor decode_weight(const WeightCodes& codes, at::ScalarType dtype) {

@@ -4,6 +4,8 @@
 
 #include <cstring>
 
+#include "ops/cpu_weights.h"
+
 namespace quantal {
 namespace {
 
@@ -16,8 +18,8 @@ bool is_same_counter(const c10::VariableVersion& a, const c10::VariableVersion& 
 // Rows [begin, begin + count) of the float value. Few rows are decoded without the others.
 at::Tensor decode_range(const WeightCodes& codes, std::int64_t begin, std::int64_t count,
                         at::ScalarType dtype) {
-  if (count == codes.rows()) return decode_weight(codes, dtype);
-  if (2 * count > codes.rows()) return decode_weight(codes, dtype).narrow(0, begin, count);
+  if (count == codes.rows()) return dequantize(codes, dtype);
+  if (2 * count > codes.rows()) return dequantize(codes, dtype).narrow(0, begin, count);
   const auto options = at::dtype(at::kLong).device(codes.data.device());
   return decode_rows(codes, at::arange(begin, begin + count, options), dtype);
 }
@@ -77,8 +79,13 @@ std::shared_ptr<const PackedWeight> WeightCell::packed() {
 }
 
 at::Tensor WeightCell::decode(std::int64_t begin, std::int64_t count, at::ScalarType dtype) {
-  const auto value = dtype == at::kDouble ? nullptr : packed();
-  return value ? value->decode(begin, count, dtype) : decode_range(*codes(), begin, count, dtype);
+  std::unique_lock lock(mutex_);
+  update();
+  const auto codes = codes_;
+  const auto packed = packed_;
+  lock.unlock();
+  if (codes) return decode_range(*codes, begin, count, dtype);
+  return packed->decode(begin, count, dtype);
 }
 
 at::Tensor WeightCell::decode_rows(const at::Tensor& indices, at::ScalarType dtype) {

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+import quantal
 import torch
 import torch.nn.functional as F  # noqa: N812
-from quantized import ops, quantize, weight
+from quantized import QTYPES, ops, quantize, weight
 from torch import nn
 
 WRITES: dict[str, Callable[[torch.Tensor], object]] = {
@@ -127,3 +128,74 @@ def test_set_data_of_a_live_weight() -> None:
             target.data = data
     with pytest.raises(RuntimeError, match="a plain tensor of shape"):
         new.data = q
+
+
+# ---- weights of modules
+
+
+def _module(qtype: str) -> nn.Linear:
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(8, 6))
+    quantal.quantize(model, weights=qtype)
+    quantal.freeze(model)
+    return model[0]
+
+
+def _parameter(qtype: str) -> nn.Module:
+    torch.manual_seed(4)
+    module = nn.Module()
+    module.weight = nn.Parameter(weight())
+    quantal.quantize(module, weights=qtype, parameters="weight")
+    quantal.freeze(module)
+    return module
+
+
+@pytest.mark.parametrize("make", [_module, _parameter])
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_weight_of_a_module_loses_no_direct_write(
+    qtype: str, make: Callable[[str], nn.Module]
+) -> None:
+    """Nor one of a frozen parameter. Views of it are copies, as those of an indexed tensor are."""
+    of_views = {"view", "select", "narrow", "transpose", "diagonal", "chunk"}
+    for name, write in WRITES.items():
+        if name in of_views | {"copy_", "data", "detach"}:
+            continue
+        module = make(qtype)
+        value = module.weight.dequantize()
+        with pytest.raises((RuntimeError, TypeError)):
+            write(module.weight)
+        assert torch.equal(module.weight.dequantize(), value), name
+    for name in ("data", "detach"):
+        with pytest.raises(RuntimeError, match="cannot write to a frozen weight"):
+            WRITES[name](make(qtype).weight)
+
+
+@pytest.mark.parametrize("name", ["view", "select", "narrow", "transpose", "diagonal", "chunk"])
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_weight_of_a_module_loses_no_write_to_a_view(qtype: str, name: str) -> None:
+    module = _module(qtype)
+    value = module.weight.dequantize()
+    with pytest.raises(RuntimeError, match="frozen weight"):
+        WRITES[name](module.weight)
+    assert torch.equal(module.weight.dequantize(), value)
+
+
+@pytest.mark.parametrize("make", [_module, _parameter])
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_copy_quantizes_into_the_weight_of_a_module(
+    qtype: str, make: Callable[[str], nn.Module]
+) -> None:
+    module, source = make(qtype), weight() * 3
+    parts = [p.data_ptr() for p in module.weight.parameters()]
+    assert module.weight.copy_(source) is module.weight
+    expected = ops.dequantize(ops.quantize_weight(source, qtype))
+    torch.testing.assert_close(module.weight.dequantize(), expected)
+    assert [p.data_ptr() for p in module.weight.parameters()] == parts
+    twin = make(qtype)
+    with torch.no_grad():
+        twin.weight.copy_(module.weight)
+    assert torch.equal(twin.weight.dequantize(), module.weight.dequantize())
+    before = twin.weight.dequantize()
+    with pytest.raises(ValueError, match="finite"):
+        twin.weight.copy_(torch.full((6, 8), float("nan")))
+    assert torch.equal(twin.weight.dequantize(), before)

@@ -50,12 +50,12 @@ class _Loader(Loader):
         if not inner:
             # Now, so that no later import puts a module (quantize) over a function of its name.
             for name in _surface.MODULES:
-                if name:
+                if name and not name.startswith(_surface.LAZY):
                     import_module(f"{_PACKAGE}.{name}")
             module.__version__ = VERSION  # type: ignore[attr-defined]
-        names = _surface.MODULES[inner]
-        module.__dict__.update({name: _surface.resolve(name) for name in names})
-        module.__all__ = [n for n in names if not n.startswith("_")]  # type: ignore[attr-defined]
+        found, exported = _surface.names_of(inner)
+        module.__dict__.update(found)
+        module.__all__ = exported  # type: ignore[attr-defined]
 
 
 class _Finder(MetaPathFinder):

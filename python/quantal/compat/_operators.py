@@ -79,11 +79,11 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def qbytes_mm(
-    activations: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor
+    activations: torch.Tensor, weights: torch.Tensor, output_scales: torch.Tensor
 ) -> torch.Tensor:
     """``activations · (scales · weights)ᵀ`` in the scales' dtype: 8-bit weights (out, in), scales
     (out, 1) or one of no dimension; activations (…, in) are floats or int8 codes."""
-    rows = len(weights)
+    scales, rows = output_scales, len(weights)
     per_row = scales.reshape(-1, 1).expand(rows, 1)
     if activations.dtype == weights.dtype == torch.int8 and not activations.is_cuda:
         sums = torch._int_mm(activations.reshape(-1, activations.shape[-1]), weights.t())

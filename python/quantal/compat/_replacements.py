@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from glob import escape
-from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ import torch
 import quantal
 from quantal import models
 from quantal.nn import qmodule
-from quantal.nn.qweight import PackedCodes
-from quantal.tensor import packed_codes, unpacked_codes
+
+from . import _operators
 
 _QMODULE_TABLE = qmodule._QMODULE_TABLE
 
@@ -70,6 +70,14 @@ def quantize(
     )
 
 
+def set_module_by_name(
+    parent_module: torch.nn.Module, name: str, child_module: torch.nn.Module
+) -> None:
+    """Puts a module in the place of this name, dots included."""
+    parent, _, child = name.rpartition(".")
+    setattr(parent_module.get_submodule(parent), child, child_module)
+
+
 def _quantize_submodule(
     model: torch.nn.Module,
     name: str,
@@ -84,8 +92,7 @@ def _quantize_submodule(
     replacement = quantal.quantize_module(module, weights, activations, optimizer)
     if replacement is not None:
         replacement.name = name
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, replacement)
+        set_module_by_name(model, name, replacement)
 
 
 class QuantizedTransformersModel(models.QuantizedTransformersModel):
@@ -110,93 +117,25 @@ class QuantizedPixArtTransformer2DModel(
     """A quantized PixArt transformer."""
 
 
-def is_transformers_available() -> bool:
-    """Whether transformers is installed; it is not imported."""
-    return find_spec("transformers") is not None
+class _CpuExtension:
+    """What optimum-quanto compiles for the CPU."""
+
+    name = "quanto_cpp"
+    lib = SimpleNamespace(unpack=_operators.unpack)
 
 
-def is_diffusers_available() -> bool:
-    """Whether diffusers is installed; it is not imported."""
-    return find_spec("diffusers") is not None
+ext = _CpuExtension()
 
 
-def is_extension_available(extension_type: str) -> bool:
-    """False: kernels are in the C++ library, and nothing is compiled at run time."""
-    return False
-
-
-def get_extension(extension_type: str) -> Any:
-    """KeyError: there are no extensions that would be compiled at run time."""
-    raise KeyError(extension_type)
-
-
-def _check_bits(bits: int) -> None:
-    if bits not in (2, 4):
-        raise ValueError(f"[quantal.compat] expected 2 or 4 bits, got {bits}")
-
-
-def pack_weights(intweights: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes of 2 or 4 bits, one a byte, as several a byte along the first dimension."""
-    _check_bits(bits)
-    return packed_codes(intweights, bits)
-
-
-class _PackedMeta(type):
-    """The packed codes of a frozen module count as PackedTensors."""
-
-    def __instancecheck__(cls, value: object) -> bool:
-        return isinstance(value, PackedCodes) or type.__instancecheck__(cls, value)
-
-
-class PackedTensor(metaclass=_PackedMeta):
-    """uint8 codes of 2 or 4 bits, several a byte. Torch functions see them unpacked."""
-
-    dtype = torch.uint8
-
-    def __init__(self, data: torch.Tensor, bits: int, size: Any, stride: Any = None) -> None:
-        _check_bits(bits)
-        self._data = data
-        self._bits = self.bits = bits
-        self.shape = torch.Size(size)
+class QuantizedLinearFunction(torch.autograd.Function):
+    """``linear``, whose weight may be quantized, by its `apply`."""
 
     @classmethod
-    def pack(cls, t: torch.Tensor, bits: int = 4) -> "PackedTensor":
-        """From uint8 codes, one a byte."""
-        return cls(pack_weights(t, bits), bits, t.shape)
-
-    def unpack(self) -> torch.Tensor:
-        """The codes, one a byte."""
-        return unpacked_codes(self._data, self.bits)[: self.shape[0]]
-
-    @property
-    def device(self) -> torch.device:
-        """Of the packed bytes."""
-        return self._data.device
-
-    def size(self, dim: int | None = None) -> Any:
-        """Of the unpacked codes."""
-        return self.shape if dim is None else self.shape[dim]
-
-    def numpy(self) -> Any:
-        """The codes, one a byte."""
-        return self.unpack().cpu().numpy()
-
-    def to(self, *args: Any, **kwargs: Any) -> "PackedTensor":
-        """On another device; ValueError for another dtype."""
-        moved = self._data.to(*args, **kwargs)
-        if moved.dtype != torch.uint8:
-            raise ValueError(
-                f"PackedTensor are torch.uint8 only and cannot be moved to {moved.dtype}."
-            )
-        return PackedTensor(moved, self.bits, self.shape)
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        unpacked = [a.unpack() if isinstance(a, PackedTensor) else a for a in args]
-        return func(*unpacked, **(kwargs or {}))
-
-    def __repr__(self) -> str:
-        return f"PackedTensor({self._data}, bits={self.bits}, public_dtype={self.dtype})"
+    def apply(
+        cls, input: torch.Tensor, other: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """With gradients for the input, the float weight behind `other` and the bias."""
+        return torch.nn.functional.linear(input, other, bias)
 
 
 class _Layout:
@@ -212,9 +151,9 @@ class _Layout:
 
 def _layouts() -> Iterator[tuple[str, type]]:
     for name in (
-        *("AWQPackedTensor", "AWQWeightQBitsTensor"),
+        "AWQWeightQBitsTensor",
         *("MarlinF8PackedTensor", "MarlinF8QBytesTensor"),
-        *("MarlinInt4PackedTensor", "MarlinInt4WeightQBitsTensor"),
+        "MarlinInt4WeightQBitsTensor",
         *("TinyGemmPackedTensor", "TinyGemmWeightQBitsTensor"),
     ):
         yield name, type(name, (_Layout,), {"__module__": __name__})

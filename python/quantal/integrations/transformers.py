@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 import torch
+import transformers
 from transformers import modeling_utils
 from transformers.modeling_utils import _load_parameter_into_model
 from transformers.quantizers import register_quantization_config, register_quantizer
@@ -30,6 +31,7 @@ from ..qtype import find_qtype, qfloat8_e4m3fnuz
 __all__ = ["QuantalConfig", "QuantalHfQuantizer"]
 
 METHOD = "quantal"
+_IS_V5 = int(transformers.__version__.partition(".")[0]) >= 5
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
     "absmax": AbsmaxOptimizer,
@@ -270,9 +272,19 @@ class QuantalHfQuantizer(HfQuantizer):
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
         """Yes: plain tensors. But transformers 4 cannot read float8 of kind e4m3fnuz."""
-        known = getattr(modeling_utils, "str_to_torch_dtype", {"F8_E4M3FNUZ"})
+        known = _IS_V5 or "F8_E4M3FNUZ" in modeling_utils.str_to_torch_dtype
         qtypes = [find_qtype(scheme["weights"]) for scheme in self.quantization_config.schemes()]
-        return qfloat8_e4m3fnuz not in qtypes or "F8_E4M3FNUZ" in known
+        return known or qfloat8_e4m3fnuz not in qtypes
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """ValueError for a device map that transformers 5 cannot follow."""
+        super().validate_environment(*args, device_map=device_map, **kwargs)
+        places = device_map.values() if isinstance(device_map, dict) else ()
+        if _IS_V5 and not self.pre_quantized and "disk" in places:
+            raise ValueError(
+                "[quantal] transformers 5 puts no weights on disk while it quantizes them: save "
+                "the quantized model and load that, or map nothing to 'disk'"
+            )
 
     @property
     def is_trainable(self) -> bool:

@@ -17,6 +17,8 @@ __all__ = ["QModuleMixin", "quantize_module", "register_qmodule"]
 
 _QMODULE_TABLE: dict[type, type["QModuleMixin"]] = {}
 
+#: Buffers of every quantized module: one number each, 1 until they are calibrated.
+_SCALES = ("input_scale", "output_scale")
 #: Name of activations that are always quantized with scales found at run time.
 DYNAMIC = "dynamic-"
 
@@ -89,6 +91,15 @@ def choose_group_size(qtype: QType, row_length: int, wanted: int | None) -> int:
             f"and qint4 only), got {wanted} for {qtype.name}"
         )
     return wanted
+
+
+def _is_lost(scale: torch.Tensor, now: torch.Tensor) -> bool:
+    """Whether another dtype has made a scale zero, subnormal, infinite, or one that says nothing
+    was calibrated."""
+    if scale.dtype == now.dtype or scale.is_meta or now.is_meta or scale.numel() != 1:
+        return False
+    value, info = now.item(), torch.finfo(now.dtype)
+    return not info.tiny <= value <= info.max or (value == 1) != (scale.item() == 1)
 
 
 def weight_snr_db(exact: torch.Tensor, decoded: torch.Tensor) -> float | None:
@@ -200,12 +211,8 @@ class QModuleMixin(_Module):
         self.optimizer = optimizer
         self.name = ""
         self._quantize_hooks: dict[str, Any] = {}
-        if self.activation_qtype is not None:
-            if quantize_input:
-                self._quantize_hooks["input"] = self.register_forward_pre_hook(self.quantize_input)
-            if not self.dynamic:
-                hook = self.register_forward_hook(self.quantize_output)
-                self._quantize_hooks["output"] = hook
+        if self.activation_qtype is not None and quantize_input:
+            self._quantize_hooks["input"] = self.register_forward_pre_hook(self.quantize_input)
         dtype = torch.float32 if self.weight is None else self.weight.dtype
         self._input_calibrated = self._output_calibrated = False
         self.register_buffer("input_scale", torch.ones((), dtype=dtype, device=device))
@@ -277,10 +284,7 @@ class QModuleMixin(_Module):
         qtype, group = self.weight_qtype, self.weight_group_size or 0
         optimizer = self.optimizer
         if optimizer.quantizer is not None:
-            data, scale, shift = ops.encode(
-                weight.detach(), qtype.name, group, optimizer.quantizer, optimizer.options
-            )
-            return data, scale, shift if qtype.is_affine else None
+            return optimizer.encode(weight, qtype, group)
         with torch.no_grad():
             scale, shift = self._own_scale(weight)
         return ops.parts(self._quantized(weight.detach(), scale, shift))
@@ -370,6 +374,19 @@ class QModuleMixin(_Module):
         flag = "_input_calibrated" if name == "input_scale" else "_output_calibrated"
         known = value is not None and not value.is_meta and value.numel() == 1 and value.item() != 1
         object.__setattr__(self, flag, known)
+        if name == "output_scale":
+            self._hook_output(known)
+
+    def _hook_output(self, is_wanted: bool) -> None:
+        """Quantizes the output in a hook, before other hooks see it: where it has a scale only,
+        since a hook is dear."""
+        is_wanted = is_wanted and self.activation_qtype is not None and not self.dynamic
+        hook = self._quantize_hooks.pop("output", None)
+        if hook is not None:
+            hook.remove()
+        if is_wanted:
+            made = self.register_forward_hook(self.quantize_output, prepend=True)
+            self._quantize_hooks["output"] = made
 
     def activation_arguments(self) -> tuple[str, torch.Tensor | None]:
         """The qtype's name and the calibrated scale of the input, as operators take them; no scale
@@ -411,6 +428,15 @@ class QModuleMixin(_Module):
             return ops.fake_quantize(output, self.activation_qtype.name, self.output_scale)
         return wrap(ops.quantize_activation(output, self.activation_qtype.name, self.output_scale))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "QModuleMixin":
+        before = {name: self._buffers.get(name) for name in _SCALES}
+        super()._apply(fn, recurse)
+        for name, scale in before.items():
+            now: Any = self._buffers.get(name)
+            if scale is not None and _is_lost(scale, now):
+                self._buffers[name] = scale.to(now.device)
+        return self
+
     def disable_output_quantization(self) -> None:
         """Outputs stay float from now on; saved with the module."""
         self.output_scale = torch.ones_like(self.output_scale)
@@ -421,15 +447,24 @@ class QModuleMixin(_Module):
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
         self._freeze_for(state_dict, prefix + "weight.")
-        # Files of float models have no scales: they say nothing about them.
-        for name in ("input_scale", "output_scale"):
-            if prefix + name not in state_dict:
-                state_dict[prefix + name] = self._buffers[name]
+        if not self._has_scales(state_dict, prefix):
+            state_dict |= {prefix + name: self._buffers[name] for name in _SCALES}
+        for name in _SCALES:
+            given, own = state_dict.get(prefix + name), self._buffers[name]
+            if given is not None and own is not None and _is_lost(given, given.to(own.dtype)):
+                self._buffers[name] = own.to(given.dtype)  # a place for it
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         self._note_scale("input_scale")
         self._note_scale("output_scale")
+
+    def _has_scales(self, state_dict: dict, prefix: str) -> bool:
+        """Whether it must have scales of activations: that of a float model has none."""
+        keys = _SCALES
+        if self.activation_qtype is not None and not self.dynamic:
+            keys += ("weight._data", "weight._data._data")
+        return any(prefix + key in state_dict for key in keys)
 
     def _freeze_for(self, state_dict: dict, prefix: str) -> None:
         """Codes that are about to be loaded need a frozen weight to go to."""

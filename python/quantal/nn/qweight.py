@@ -7,7 +7,7 @@ import torch
 
 from .._library import ops
 from ..qtype import qtype as QType  # noqa: N812
-from ..tensor import QTensor, QuantizedLike, wrap
+from ..tensor import QTensor, QuantizedLike, wrap, writes, written
 
 __all__ = ["PackedCodes", "QWeight"]
 
@@ -41,9 +41,11 @@ def _rebuild_part(data: torch.Tensor, dtype: torch.dtype) -> Part:
 torch.serialization.add_safe_globals([Part, _rebuild_part])
 
 
-def _is_called(module: torch.nn.Module) -> bool:
-    """Whether a hook, or what has replaced its forward, waits for a call of `module`."""
-    return bool(module._forward_pre_hooks or module._forward_hooks or "forward" in module.__dict__)
+def fits(scale: torch.Tensor, shift: torch.Tensor | None, qtype: QType, like: torch.Tensor) -> bool:
+    """Whether scale and shift survive the dtype of `like`: fp16 would make small scales zeros."""
+    if scale.dtype == like.dtype or scale.is_meta or like.is_meta or not isinstance(like, Part):
+        return True
+    return ops.round_scales(scale, shift, qtype.name, like.dtype)[0].dtype == like.dtype
 
 
 def _is_float8(t: torch.Tensor) -> bool:
@@ -144,15 +146,21 @@ class QWeight(QuantizedLike, _Parts):
         """Data, scale and shift."""
         parts: dict[str, Any] = self._parameters
         packed: Any = self._modules.get("_data")
-        if packed is None:
-            data = parts["_data"]
-        else:
-            data = packed() if _is_called(packed) else packed._parameters["_data"]
+        data = parts["_data"] if packed is None else packed()
         return data, parts["_scale"], parts["_shift"]
 
     def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """What calling gives, without what a call costs where no hook wants it."""
-        return self() if _is_called(self) else self.forward()
+        if self._forward_pre_hooks or self._forward_hooks or "forward" in self.__dict__:
+            return self()
+        parts: dict[str, Any] = self._parameters
+        modules = self._modules
+        if not modules:
+            return parts["_data"], parts["_scale"], parts["_shift"]
+        packed: Any = modules["_data"]
+        if packed._forward_pre_hooks or packed._forward_hooks or "forward" in packed.__dict__:
+            return self.forward()
+        return packed._parameters["_data"], parts["_scale"], parts["_shift"]
 
     def tensor(self) -> torch.Tensor:
         """The parts as a QTensor."""
@@ -227,13 +235,41 @@ class QWeight(QuantizedLike, _Parts):
         except AttributeError:
             if name.startswith("_") or not hasattr(torch.Tensor, name):
                 raise
-            return getattr(self.tensor(), name)
+            return written(self, name) if writes(name) else getattr(self.tensor(), name)
+
+    @torch.no_grad()
+    def copy_(self, source: Any, non_blocking: bool = False) -> "QWeight":
+        """Takes the codes of a quantized weight of the same form over, and quantizes others."""
+        weight = self.tensor()
+        floats_or_codes = source.tensor() if isinstance(source, QuantizedLike) else source
+        weight.copy_(floats_or_codes, non_blocking)
+        self._take(ops.parts(weight))
+        return self
+
+    def _take(self, parts: tuple) -> None:
+        """Writes new data, scale and shift into the parts."""
+        self._widen_scales(*parts[1:])
+        for own, new in zip(self.parts(), parts, strict=True):
+            if own is not None:
+                own.data.copy_(new)
+        self.snr_db = None
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "QWeight":
+        # torch gives the very parameters other data.
+        parts = self._parameters["_scale"], self._parameters["_shift"]
+        before = [None if part is None else part.data for part in parts]
         super()._apply(fn, recurse)
         probe = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         self.dtype = probe.dtype
+        self._keep_scales(*before)
         return self
+
+    def _keep_scales(self, scale: Any, shift: torch.Tensor | None) -> None:
+        """Puts these back, on the parts' device, where the parts' dtype cannot hold them."""
+        now: Any = self._parameters["_scale"]
+        if not fits(scale, shift, self.qtype, now):
+            self._parameters["_scale"] = Part(scale.to(now.device))
+            self._parameters["_shift"] = None if shift is None else Part(shift.to(now.device))
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -248,10 +284,24 @@ class QWeight(QuantizedLike, _Parts):
             return
         if given is not None:
             self.snr_db = None
+        self._widen_scales(state_dict.get(prefix + "_scale"), state_dict.get(prefix + "_shift"))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    def _widen_scales(self, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
+        """Makes place for scales that are about to be loaded and that this dtype cannot hold."""
+        own: Any = self._parameters["_scale"]
+        if scale is None or fits(scale, shift, self.qtype, own):
+            return
+        for name in ("_scale", "_shift"):
+            part = self._parameters[name]
+            if part is not None:
+                self._parameters[name] = Part(torch.empty_like(part, dtype=scale.dtype))
+
     def __repr__(self) -> str:
         group = f", group_size={self.group_size}" if self.group_size else ""
-        return f"QWeight({self.qtype.name}, shape={tuple(self.shape)}, dtype={self.dtype}{group})"
+        return (
+            f"{type(self).__name__}({self.qtype.name}, shape={tuple(self.shape)}, "
+            f"dtype={self.dtype}{group})"
+        )

@@ -7,9 +7,14 @@ import torch
 __all__ = ["straight_through", "transforms_active"]
 
 
+# Looked up once: every call of a quantized module asks.
+_is_compiling = torch.compiler.is_compiling
+_are_transforms_active = torch._C._are_functorch_transforms_active
+
+
 def transforms_active() -> bool:
     """Whether a transform of torch.func (grad, vjp, vmap, …) runs this code."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return not _is_compiling() and _are_transforms_active()
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -1,5 +1,5 @@
 """Tests beside transformers, diffusers and peft, which scripts/compat-test.sh runs where those are
-installed; elsewhere test_import.py alone runs."""
+installed, and of what needs none of them, which run elsewhere."""
 
 import os
 from importlib.util import find_spec
@@ -9,7 +9,16 @@ import pytest
 import torch
 
 HAS_TRANSFORMERS = find_spec("transformers") is not None
-collect_ignore_glob = ["test_import.py" if HAS_TRANSFORMERS else "test_[!i]*.py"]
+PLAIN = {
+    *("test_call_forms.py", "test_import.py", "test_layouts.py", "test_memory.py"),
+    "test_weight_kinds.py",
+}
+EVERYWHERE = {"test_surface.py"}
+collect_ignore = [
+    file.name
+    for file in Path(__file__).parent.glob("test_*.py")
+    if file.name not in EVERYWHERE and (file.name in PLAIN) == HAS_TRANSFORMERS
+]
 
 if HAS_TRANSFORMERS:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"

@@ -4,9 +4,13 @@ import json
 
 import pytest
 import torch
-from quantal import QuantalConfig, quantization_map
+import transformers
+from accelerate.utils import CustomDtype
+from quantal import Calibration, QuantalConfig, quantization_map
 from transformers import AutoModelForCausalLM
+from transformers.quantizers.auto import AutoHfQuantizer
 
+IS_V4 = transformers.__version__.startswith("4.")
 MIXED = QuantalConfig(
     "int4",
     activations="dynamic-int8",
@@ -55,6 +59,133 @@ def test_saves_and_reloads(llama, llama_folder, tokens, tmp_path, name: str, dty
     assert torch.equal(logits(again, tokens), expected)
     error = (expected.float() - logits(llama, tokens)).norm() / logits(llama, tokens).norm()
     assert error < (0.8 if name == "int2" else 0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("streamline", [True, False])
+@pytest.mark.parametrize("activations", ["int8", "float8"])
+def test_calibrated_scales_are_saved(
+    llama_folder, tokens, tmp_path, activations: str, streamline: bool, dtype: torch.dtype
+) -> None:
+    config = QuantalConfig("int8", activations=activations)
+    model = AutoModelForCausalLM.from_pretrained(
+        llama_folder, quantization_config=config, dtype=dtype
+    )
+    at_run_time = logits(model, tokens)
+    with Calibration(model, streamline=streamline):
+        for text in (tokens, tokens.flip(1)):
+            logits(model, text)
+    expected = logits(model, tokens)
+    assert not torch.equal(expected, at_run_time)
+    scales = {k: v for k, v in model.state_dict().items() if k.endswith("put_scale")}
+    assert len(scales) == 28
+    assert all(v.item() != 1 for k, v in scales.items() if k.endswith("input_scale"))
+    assert any(v.item() != 1 for k, v in scales.items() if k.endswith("output_scale")) != streamline
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=dtype)
+    for key, scale in scales.items():
+        assert torch.equal(again.state_dict()[key], scale), key
+    assert torch.equal(logits(again, tokens), expected)
+
+
+@pytest.mark.parametrize("llama", ["untied"], indirect=True)
+def test_float8_e4m3fnuz(llama, llama_folder, tokens, tmp_path) -> None:
+    """Where transformers cannot read such files, it writes none."""
+    config = QuantalConfig("qfloat8_e4m3fnuz")
+    model = AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config)
+    data = model.model.layers[0].mlp.up_proj.weight._data
+    assert data.dtype == torch.float8_e4m3fnuz
+    error = (logits(model, tokens) - logits(llama, tokens)).norm() / logits(llama, tokens).norm()
+    assert error < 0.06
+    if IS_V4:
+        with pytest.raises(ValueError, match="is not serializable"):
+            model.save_pretrained(tmp_path / "saved")
+        return
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(again, tokens), logits(model, tokens))
+
+
+@pytest.mark.parametrize("llama", ["untied"], indirect=True)
+@pytest.mark.parametrize(
+    ("parts", "floats"),
+    [
+        (["q_proj", "lm_head"], {"0.self_attn.q_proj", "1.self_attn.q_proj", "lm_head"}),
+        (["model.layers.1.mlp", "self_attn", "lm_head"], {"mlp", "self_attn", "lm_head"}),
+        ([], set()),
+    ],
+)
+def test_modules_to_not_convert(llama, llama_folder, tokens, tmp_path, parts, floats) -> None:
+    config = QuantalConfig("int8", modules_to_not_convert=parts)
+    model = AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config)
+    linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    quantized = set(quantization_map(model))
+    assert quantized < linears if parts else quantized == linears
+    for name in linears - quantized:
+        assert any(part in name for part in floats), name
+        assert torch.equal(model.get_submodule(name).weight, llama.get_submodule(name).weight)
+    for name in quantized:
+        assert not any(f".{part}." in f".{name}." for part in parts), name
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert set(quantization_map(again)) == quantized
+    assert torch.equal(logits(again, tokens), logits(model, tokens))
+
+
+@pytest.mark.parametrize("llama", ["untied"], indirect=True)
+def test_device_maps_count_quantized_bytes(llama, llama_folder, tokens, tmp_path) -> None:
+    """Half of the memory that floats need: they go to the disk in part, codes do not."""
+    floats = sum(parameter.nbytes for parameter in llama.parameters())
+    options = {"device_map": "auto", "max_memory": {"cpu": floats // 2}}
+    offloaded = AutoModelForCausalLM.from_pretrained(
+        llama_folder, **options, offload_folder=tmp_path
+    )
+    assert "disk" in offloaded.hf_device_map.values()
+    for weights in ("int8", "int4", "int2", "float8"):
+        model = AutoModelForCausalLM.from_pretrained(
+            llama_folder, quantization_config=QuantalConfig(weights), **options
+        )
+        assert {str(tensor.device) for tensor in model.state_dict().values()} == {"cpu"}
+        whole = AutoModelForCausalLM.from_pretrained(
+            llama_folder, quantization_config=QuantalConfig(weights)
+        )
+        assert torch.equal(logits(model, tokens), logits(whole, tokens))
+
+
+@pytest.mark.parametrize(
+    ("weights", "size"), [("int8", 1), ("float8", 1), ("int4", 0.5), ("int2", 0.25), (None, None)]
+)
+def test_sizes_for_device_maps(weights: str | None, size: float | None) -> None:
+    config = QuantalConfig(weights, activations=None if weights else "int8")
+    quantizer = AutoHfQuantizer.from_config(config)
+    assert quantizer.quantized_element_size == size
+    kind = quantizer.adjust_target_dtype(torch.bfloat16)
+    names = {1: torch.int8, 0.5: CustomDtype.INT4, 0.25: CustomDtype.INT2, None: torch.bfloat16}
+    assert kind == names[size]
+    assert quantizer.adjust_max_memory({0: 100, "cpu": 50}) == {0: 90, "cpu": 45}
+
+
+@pytest.mark.parametrize("llama", ["untied"], indirect=True)
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_saved_layers_on_the_disk(llama_folder, tokens, tmp_path, weights: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(
+        llama_folder, quantization_config=QuantalConfig(weights)
+    )
+    model.save_pretrained(tmp_path / "saved")
+    names = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")
+    if not IS_V4:
+        with pytest.raises(ValueError, match="no weights on disk"):
+            AutoModelForCausalLM.from_pretrained(
+                llama_folder, quantization_config=QuantalConfig(weights),
+                device_map={"": "disk"}, offload_folder=tmp_path / "disk",
+            )  # fmt: skip
+    again = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "saved",
+        device_map=dict.fromkeys(names, "cpu") | {"model.layers.1": "disk"},
+        offload_folder=tmp_path / "disk",
+    )
+    assert again.model.layers[1].mlp.up_proj.weight._scale.is_meta
+    assert torch.equal(logits(again, tokens), logits(model, tokens))
 
 
 def test_mixed_types_by_name(llama_folder) -> None:

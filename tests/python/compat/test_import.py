@@ -142,6 +142,39 @@ for kind in (QuantizedModelForCausalLM, QuantizedPixArtTransformer2DModel):
     assert "QuantizedPixArtTransformer2DModel requires the diffusers library" in said[2]
 
 
+@pytest.mark.parametrize("error", ["RuntimeError", "ImportError"])
+def test_broken_libraries(tmp_path: Path, error: str) -> None:
+    """transformers and diffusers that cannot be imported: optimum-quanto itself cannot, then."""
+    for library in ("transformers", "diffusers"):
+        (tmp_path / f"{library}.py").write_text(f"raise {error}('{library} is broken')\n")
+    path = os.pathsep.join([str(PYTHON), str(tmp_path)])
+    said = run(
+        """
+import sys, torch, quantal, quantal.compat
+from optimum.quanto import *
+print(is_transformers_available(), quantal.is_diffusers_available())
+print([name for name in ("transformers", "diffusers") if name in sys.modules])
+model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+quantize(model, weights=qint8)
+freeze(model)
+print(model[0].weight.qtype.name)
+for kind in (QuantizedModelForCausalLM, QuantizedPixArtTransformer2DModel):
+    try:
+        kind.quantize(model, weights=qint8)
+    except Exception as error:
+        print(type(error).__name__, error)
+""",
+        PYTHONPATH=path,
+    ).split("\n")
+    broken = [f"{error} transformers is broken", f"{error} diffusers is broken"]
+    assert said == ["True True", "[]", "qint8", *broken]
+    program = [sys.executable, "-c", "import optimum.quanto"]
+    theirs = subprocess.run(
+        program, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert theirs.stderr.endswith(f"{error}: transformers is broken\n")
+
+
 @pytest.mark.parametrize(("value", "active"), [("1", "True"), ("0", "False")])
 def test_environment_variable(value: str, active: str) -> None:
     code = "import sys, quantal; print('quantal.compat' in sys.modules)"

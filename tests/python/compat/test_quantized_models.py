@@ -10,6 +10,7 @@ import pytest
 import quantal
 import torch
 import transformers
+from memory import peak_bytes
 from quantal.models import ShardedStateDict
 
 QTYPES = ["qint8", "qint4", "qint2", "qfloat8", "qfloat8_e5m2"]
@@ -71,6 +72,18 @@ def test_shards(llama, tokens, tmp_path) -> None:
     assert torch.equal(logits(again, tokens), logits(model, tokens))
     model.save_pretrained(tmp_path)
     assert [file.name for file in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("llama", ["untied"], indirect=True)
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+def test_reloading_makes_no_floats(llama, tmp_path, weights: str) -> None:
+    """At most one copy of what was saved, where optimum-quanto has all float weights besides."""
+    floats = sum(parameter.nbytes for parameter in llama.parameters())
+    model = quantal.QuantizedModelForCausalLM.quantize(llama, weights=weights)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    peak = peak_bytes(lambda: quantal.QuantizedModelForCausalLM.from_pretrained(tmp_path), file)
+    assert peak <= 1.1 * file.stat().st_size < floats / 2
 
 
 def test_shards_stay_in_their_folder(tmp_path) -> None:

@@ -5,7 +5,11 @@ import pytest
 import quantal
 import torch
 from optimum.quanto.library.extensions import get_extension, is_extension_available
-from optimum.quanto.quantize import _quantize_submodule
+from optimum.quanto.library.extensions.cpp import ext
+from optimum.quanto.library.qbytes_mm import qbytes_int8pack_mm, qbytes_int_mm, qbytes_mm
+from optimum.quanto.library.quantize import quantize_affine, quantize_symmetric
+from optimum.quanto.quantize import _quantize_submodule, set_module_by_name
+from optimum.quanto.tensor.function import QuantizedLinearFunction
 from optimum.quanto.tensor.packed import PackedTensor, pack_weights
 from optimum.quanto.tensor.weights.awq import AWQWeightQBitsTensor
 
@@ -97,3 +101,59 @@ def test_loaders_may_set_plain_tensors_as_codes() -> None:
     weight._data._data = weight._data._data.clone()
     model.requires_grad_(True)
     assert not any(part.requires_grad for part in weight.parameters())
+
+
+@pytest.mark.parametrize("qtype", [quanto.qint8, quanto.qint4])
+def test_linear_function(qtype: quanto.qtype) -> None:
+    """Gradients go to the input, the float weight and the bias."""
+    floats = [torch.randn(size, requires_grad=True) for size in ((2, 3, 64), (8, 64), (8,))]
+    x, latent, bias = floats
+    if qtype.bits == 8:
+        scale = quanto.AbsmaxOptimizer()(latent, qtype, 0)
+        weight = quanto.WeightQBytesTensor.quantize(latent, qtype, 0, scale)
+    else:
+        scale, shift = quanto.MaxOptimizer()(latent, qtype, 0, 32)
+        weight = quanto.WeightQBitsTensor.quantize(latent, qtype, 0, 32, scale, shift)
+    y = QuantizedLinearFunction.apply(x, weight, bias)
+    value = weight.dequantize().detach()
+    torch.testing.assert_close(y, torch.nn.functional.linear(x, value, bias))
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    torch.testing.assert_close(x.grad, grad @ value)
+    torch.testing.assert_close(latent.grad, grad.flatten(0, 1).t() @ x.detach().flatten(0, 1))
+    torch.testing.assert_close(bias.grad, grad.sum((0, 1)))
+
+
+def test_the_librarys_functions_are_its_operators() -> None:
+    x, scale = torch.randn(4, 24), torch.rand(4, 1) + 0.1
+    for ours, name, arguments in (
+        (quantize_symmetric, "quantize_symmetric", (x, torch.int8, 0, scale)),
+        (quantize_affine, "quantize_affine", (x, 4, 0, None, scale, scale)),
+        (ext.lib.unpack, "unpack", (torch.randint(0, 256, (3, 5), dtype=torch.uint8), 2)),
+    ):
+        assert torch.equal(ours(*arguments), getattr(torch.ops.quanto, name)(*arguments))
+    codes = torch.randint(-128, 128, (5, 24), dtype=torch.int8)
+    expected = x.double() @ codes.double().t()
+    bound = 24 * torch.finfo(x.dtype).eps * (x.abs().double() @ codes.double().abs().t())
+    for product in (qbytes_mm, qbytes_int8pack_mm):
+        actual = product(x, codes, output_scales=torch.ones(5, 1))
+        assert ((actual - expected).abs() <= bound).all()
+    exact = codes.long() @ codes.long().t()
+    assert torch.equal(qbytes_int_mm(codes, codes, torch.ones(5, 1)).long(), exact)
+
+
+def test_modules_by_name() -> None:
+    model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.ReLU()), torch.nn.ReLU())
+    for name in ("0.0", "1"):
+        set_module_by_name(model, name, torch.nn.GELU())
+    assert [type(m).__name__ for m in (model[0][0], model[1])] == ["GELU", "GELU"]
+
+
+def test_packed_codes_of_a_state_dict() -> None:
+    codes, missing = torch.randint(0, 4, (6, 5), dtype=torch.uint8), []
+    state = {"weight._data._data": PackedTensor.pack(codes, 2)._data}
+    arguments = ("weight._data.", 2, codes.shape, codes.stride(), missing)
+    assert torch.equal(PackedTensor.load_from_state_dict(state, *arguments).unpack(), codes)
+    assert (state, missing) == ({}, [])
+    assert PackedTensor.load_from_state_dict(state, *arguments) is None
+    assert missing == ["weight._data._data"]

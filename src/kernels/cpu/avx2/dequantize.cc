@@ -1,5 +1,4 @@
-// Dequantizing ranges of rows for AVX2: the numbers of the portable reading. Eight lines of eight
-// rows are transposed, which leaves 32 or more consecutive columns of a row in a register.
+// Dequantizing ranges of rows for AVX2: the numbers of the portable reading.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
+#include "kernels/cpu/avx2/half_tile.h"
 #include "kernels/cpu/avx2/numbers.h"
 #include "kernels/cpu/avx2/rows.h"
 
@@ -17,62 +17,6 @@ namespace quantal::kernels {
 namespace {
 
 constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
-constexpr int kLines = 8;
-
-// words[line] has a word of every row; afterwards words[row] has one of every line.
-void transpose(__m256i (&words)[kLines]) {
-  __m256i pairs[kLines], quads[kLines];
-  QUANTAL_UNROLL for (int i = 0; i < kLines; i += 2) {
-    pairs[i] = _mm256_unpacklo_epi32(words[i], words[i + 1]);
-    pairs[i + 1] = _mm256_unpackhi_epi32(words[i], words[i + 1]);
-  }
-  QUANTAL_UNROLL for (int i = 0; i < kLines; i += 4) {
-    QUANTAL_UNROLL for (int j = 0; j < 2; ++j) {
-      quads[i + 2 * j] = _mm256_unpacklo_epi64(pairs[i + j], pairs[i + j + 2]);
-      quads[i + 2 * j + 1] = _mm256_unpackhi_epi64(pairs[i + j], pairs[i + j + 2]);
-    }
-  }
-  QUANTAL_UNROLL for (int i = 0; i < 4; ++i) {
-    words[i] = _mm256_permute2x128_si256(quads[i], quads[i + 4], 0x20);
-    words[i + 4] = _mm256_permute2x128_si256(quads[i], quads[i + 4], 0x31);
-  }
-}
-
-// Takes a row's words of eight lines apart: bytes[i] has columns [16 i, 16 i + 16) as stored codes.
-template <int bits>
-inline void split(__m256i words, __m128i (&bytes)[16 / bits]) {
-  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << bits) - 1));
-  if constexpr (bits == 8) {
-    bytes[0] = _mm256_castsi256_si128(words);
-    bytes[1] = _mm256_extracti128_si256(words, 1);
-  } else if constexpr (bits == 4) {
-    const __m256i low = _mm256_and_si256(words, mask);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(words, 4), mask);
-    const __m256i even = _mm256_unpacklo_epi32(low, high);
-    const __m256i odd = _mm256_unpackhi_epi32(low, high);
-    bytes[0] = _mm256_castsi256_si128(even);
-    bytes[1] = _mm256_castsi256_si128(odd);
-    bytes[2] = _mm256_extracti128_si256(even, 1);
-    bytes[3] = _mm256_extracti128_si256(odd, 1);
-  } else {
-    __m256i plane[4], pair[4];
-    QUANTAL_UNROLL for (int p = 0; p < 4; ++p) {
-      plane[p] = _mm256_and_si256(_mm256_srli_epi16(words, 2 * p), mask);
-    }
-    pair[0] = _mm256_unpacklo_epi32(plane[0], plane[1]);
-    pair[1] = _mm256_unpacklo_epi32(plane[2], plane[3]);
-    pair[2] = _mm256_unpackhi_epi32(plane[0], plane[1]);
-    pair[3] = _mm256_unpackhi_epi32(plane[2], plane[3]);
-    QUANTAL_UNROLL for (int half = 0; half < 2; ++half) {
-      const __m256i even = _mm256_unpacklo_epi64(pair[2 * half], pair[2 * half + 1]);
-      const __m256i odd = _mm256_unpackhi_epi64(pair[2 * half], pair[2 * half + 1]);
-      bytes[2 * half] = _mm256_castsi256_si128(even);
-      bytes[2 * half + 1] = _mm256_castsi256_si128(odd);
-      bytes[4 + 2 * half] = _mm256_extracti128_si256(even, 1);
-      bytes[4 + 2 * half + 1] = _mm256_extracti128_si256(odd, 1);
-    }
-  }
-}
 
 /// Where rows go; `stride` elements are between two of them.
 struct Output {
@@ -85,12 +29,8 @@ template <QTypeId qtype, int bits, FloatType type>
 void decode_block(const std::byte* lines, const float* scale, const float* shift,
                   std::int64_t begin, std::int64_t end, const Output& out, std::int64_t index) {
   __m256i words[kLines];
-  QUANTAL_UNROLL for (int i = 0; i < kLines; ++i) {
-    words[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines + i * kLineBytes));
-    // int8 is packed as code + 128.
-    if (qtype == QTypeId::kInt8) words[i] = _mm256_xor_si256(words[i], _mm256_set1_epi8(-128));
-  }
-  transpose(words);
+  // int8 is packed as code + 128.
+  load_words(lines, qtype == QTypeId::kInt8 ? 0x80808080U : 0, words);
   for (std::int64_t r = begin; r < end; ++r) {
     __m128i bytes[16 / bits];
     split<bits>(words[r], bytes);

@@ -16,9 +16,16 @@ namespace {
 
 constexpr std::int64_t kStep = 16;  ///< codes at a time
 
-// A code row, the columns of padding left out.
+// What a call may touch: codes before `codes_end`, elements of y before `y_end`.
+struct Bounds {
+  const std::uint8_t* codes_end;
+  std::int64_t y_end;
+};
+
+// A code row, the columns of padding left out. Its last step may write beyond it, where what comes
+// next in y is written later.
 template <QTypeId qtype, FloatType type>
-void decode(const Gather& gather, std::int64_t code_row, std::int64_t index) {
+void decode(const Gather& gather, const Bounds& bounds, std::int64_t code_row, std::int64_t index) {
   constexpr int kBits = qtype == QTypeId::kInt2 ? 2 : qtype == QTypeId::kInt4 ? 4 : 8;
   const CanonicalCodes& codes = gather.codes;
   const FloatType scale_type = gather.spec.scale_type;
@@ -33,7 +40,8 @@ void decode(const Gather& gather, std::int64_t code_row, std::int64_t index) {
     const __m256 product = _mm256_mul_ps(numbers<qtype>(bytes), scale);
     return kBits < 8 ? _mm256_sub_ps(product, shift) : product;
   };
-  const auto decode_step = [&](__m128i bytes, void* y, std::int64_t at) {
+  const auto decode_step = [&](const std::uint8_t* step, void* y, std::int64_t at) {
+    __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(step));
     if (kBits < 8) {
       bytes = _mm_and_si128(_mm_srl_epi16(bytes, bit), _mm_set1_epi8((1 << kBits) - 1));
     }
@@ -41,62 +49,62 @@ void decode(const Gather& gather, std::int64_t code_row, std::int64_t index) {
     store_numbers(y, at + 8, type, value(_mm_unpackhi_epi64(bytes, bytes)));
   };
   std::int64_t c = 0;
-  for (; c + kStep <= columns; c += kStep) {
-    decode_step(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c)), gather.y, index + c);
-  }
+  for (; c + kStep <= columns; c += kStep) decode_step(from + c, gather.y, index + c);
   if (c == columns) return;
+  if (bounds.codes_end - from >= c + kStep && index + c + kStep <= bounds.y_end) {
+    decode_step(from + c, gather.y, index + c);
+    return;
+  }
   std::uint8_t rest[kStep] = {};
   std::memcpy(rest, from + c, columns - c);
   std::byte values[kStep * sizeof(float)];
-  decode_step(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rest)), values, 0);
+  decode_step(rest, values, 0);
   const std::int64_t size = size_of(type);
   std::memcpy(static_cast<std::byte*>(gather.y) + (index + c) * size, values, (columns - c) * size);
 }
 
 template <QTypeId qtype, FloatType type>
-void gather_all(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
-                std::int64_t end) {
+void gather_all(const Gather& gather, std::int64_t begin, std::int64_t end) {
   const CanonicalCodes& codes = gather.codes;
+  const Bounds bounds{gather.weight.data + codes.size(), end * gather.spec.columns};
   for (std::int64_t i = begin; i < end; ++i) {
     std::int64_t index = i * gather.spec.columns;
     for (std::int64_t group = 0; group < codes.groups(); ++group) {
-      const std::int64_t code_row = codes.code_row(indices[i], group);
-      decode<qtype, type>(gather, code_row, index);
+      const std::int64_t code_row = codes.code_row(gather.row(i), group);
+      decode<qtype, type>(gather, bounds, code_row, index);
       index += codes.columns(code_row);
     }
   }
 }
 
 template <QTypeId qtype>
-void gather_as(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
-               std::int64_t end) {
+void gather_as(const Gather& gather, std::int64_t begin, std::int64_t end) {
   switch (gather.type) {
     case FloatType::kF32:
-      return gather_all<qtype, FloatType::kF32>(gather, indices, begin, end);
+      return gather_all<qtype, FloatType::kF32>(gather, begin, end);
     case FloatType::kBF16:
-      return gather_all<qtype, FloatType::kBF16>(gather, indices, begin, end);
+      return gather_all<qtype, FloatType::kBF16>(gather, begin, end);
     case FloatType::kF16:
-      return gather_all<qtype, FloatType::kF16>(gather, indices, begin, end);
+      return gather_all<qtype, FloatType::kF16>(gather, begin, end);
   }
 }
 
 }  // namespace
 
-void gather_rows__avx2(const Gather& gather, const std::int64_t* indices, std::int64_t begin,
-                       std::int64_t end) {
+void gather_rows__avx2(const Gather& gather, std::int64_t begin, std::int64_t end) {
   switch (gather.spec.qtype) {
     case QTypeId::kInt2:
-      return gather_as<QTypeId::kInt2>(gather, indices, begin, end);
+      return gather_as<QTypeId::kInt2>(gather, begin, end);
     case QTypeId::kInt4:
-      return gather_as<QTypeId::kInt4>(gather, indices, begin, end);
+      return gather_as<QTypeId::kInt4>(gather, begin, end);
     case QTypeId::kInt8:
-      return gather_as<QTypeId::kInt8>(gather, indices, begin, end);
+      return gather_as<QTypeId::kInt8>(gather, begin, end);
     case QTypeId::kFloat8E4M3FN:
-      return gather_as<QTypeId::kFloat8E4M3FN>(gather, indices, begin, end);
+      return gather_as<QTypeId::kFloat8E4M3FN>(gather, begin, end);
     case QTypeId::kFloat8E4M3FNUZ:
-      return gather_as<QTypeId::kFloat8E4M3FNUZ>(gather, indices, begin, end);
+      return gather_as<QTypeId::kFloat8E4M3FNUZ>(gather, begin, end);
     case QTypeId::kFloat8E5M2:
-      return gather_as<QTypeId::kFloat8E5M2>(gather, indices, begin, end);
+      return gather_as<QTypeId::kFloat8E5M2>(gather, begin, end);
   }
 }
 

@@ -2,7 +2,7 @@
 // rows are transposed, which leaves 16 or more consecutive columns of a row in a register.
 #include <algorithm>
 
-#include "kernels/cpu/neon/float8.h"
+#include "kernels/cpu/neon/numbers.h"
 #include "kernels/cpu/neon/rows.h"
 #include "kernels/linear.h"
 
@@ -50,42 +50,12 @@ inline void split(uint32x4_t words, uint8x16_t (&bytes)[8 / bits]) {
   }
 }
 
-// The numbers that 16 stored codes stand for.
-template <QTypeId qtype>
-inline void numbers(uint8x16_t bytes, float32x4_t (&values)[4]) {
-  if constexpr (is_float8(qtype)) {
-    const uint8x16_t zeros = vdupq_n_u8(0);
-    const uint16x8_t first = vreinterpretq_u16_u8(vzip1q_u8(zeros, bytes));
-    const uint16x8_t second = vreinterpretq_u16_u8(vzip2q_u8(zeros, bytes));
-    values[0] = float8_low<qtype>(float8_halves<qtype>(first));
-    values[1] = float8_high<qtype>(float8_halves<qtype>(first));
-    values[2] = float8_low<qtype>(float8_halves<qtype>(second));
-    values[3] = float8_high<qtype>(float8_halves<qtype>(second));
-  } else {
-    // Stored as code + 128.
-    const uint8x16_t flip = vdupq_n_u8(qtype == QTypeId::kInt8 ? 0x80 : 0);
-    const int8x16_t codes = vreinterpretq_s8_u8(veorq_u8(bytes, flip));
-    const int16x8_t first = vmovl_s8(vget_low_s8(codes)), second = vmovl_high_s8(codes);
-    values[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(first)));
-    values[1] = vcvtq_f32_s32(vmovl_high_s16(first));
-    values[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(second)));
-    values[3] = vcvtq_f32_s32(vmovl_high_s16(second));
-  }
-}
-
 struct Output {
   FloatType type;
   void* y;
   std::int64_t columns;
   std::int64_t first_row;  ///< of the weight, at y
 };
-
-inline void store_numbers(const Output& out, std::int64_t index, float32x4_t value) {
-  if (out.type == FloatType::kF16) {
-    value = vmaxq_f32(vminq_f32(value, vdupq_n_f32(65504)), vdupq_n_f32(-65504));
-  }
-  store_rows(out.y, index, out.type, kQuarterRows, value);
-}
 
 // Part of one group of the weight: 4 rows of a tile, of which [begin, end) are wanted.
 struct Part {
@@ -117,10 +87,11 @@ std::int64_t decode_part(const Part& part, const Output& out) {
       std::int64_t to = part.index + (r - part.begin) * out.columns + column;
       QUANTAL_UNROLL for (int i = 0; i < 8 / bits; ++i) {
         float32x4_t values[4];
-        numbers<qtype>(bytes[i], values);
+        // int8 is packed as code + 128.
+        numbers<qtype>(veorq_u8(bytes[i], vdupq_n_u8(qtype == QTypeId::kInt8 ? 0x80 : 0)), values);
         for (const float32x4_t value : values) {
           // Two roundings, as in the portable reading.
-          store_numbers(out, to, vsubq_f32(vmulq_n_f32(value, part.scale[r]), shift));
+          store_numbers(out.y, to, out.type, vsubq_f32(vmulq_n_f32(value, part.scale[r]), shift));
           to += kQuarterRows;
         }
       }

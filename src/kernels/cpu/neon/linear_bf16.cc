@@ -19,7 +19,7 @@
 #pragma GCC target("arch=armv8.2-a+bf16")
 
 #include "kernels/cpu/neon/activations.h"
-#include "kernels/cpu/neon/float8.h"
+#include "kernels/cpu/neon/numbers.h"
 #include "kernels/cpu/neon/tile_sums.h"
 
 namespace quantal::kernels {
@@ -46,21 +46,10 @@ struct QuarterPlanes {
 
   template <int plane>
   static RowPairs get(uint8x16_t codes) {
-    if constexpr (is_float8(qtype)) {
-      const float16x8_t low = float8_halves<qtype>(vshll_n_u8(vget_low_u8(codes), 8));
-      const float16x8_t high = float8_halves<qtype>(vshll_high_n_u8(codes, 8));
-      return {top_halves(float8_low<qtype>(low), float8_high<qtype>(low)),
-              top_halves(float8_low<qtype>(high), float8_high<qtype>(high))};
-    } else {
-      const int8x16_t values = vreinterpretq_s8_u8(veorq_u8(codes, vdupq_n_u8(0x80)));
-      return {pair(vmovl_s8(vget_low_s8(values))), pair(vmovl_high_s8(values))};
-    }
-  }
-
- private:
-  static bfloat16x8_t pair(int16x8_t values) {
-    return top_halves(vcvtq_f32_s32(vmovl_s16(vget_low_s16(values))),
-                      vcvtq_f32_s32(vmovl_high_s16(values)));
+    float32x4_t values[4];
+    // int8 is packed as code + 128.
+    numbers<qtype>(veorq_u8(codes, vdupq_n_u8(qtype == QTypeId::kInt8 ? 0x80 : 0)), values);
+    return {top_halves(values[0], values[1]), top_halves(values[2], values[3])};
   }
 };
 
