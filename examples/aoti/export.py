@@ -8,6 +8,7 @@ from pathlib import Path
 import quantal
 import torch
 from torch import nn
+from tqdm import tqdm
 
 
 def quantized_model() -> nn.Module:
@@ -32,13 +33,19 @@ def quantized_model() -> nn.Module:
 def export(folder: Path) -> None:
     """Writes model.pt2, and sample.pt: an input and what the model makes of it."""
     torch.manual_seed(0)
-    model = quantized_model()
-    x = torch.randn(4, 1, 28, 28)
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
-    package = torch._inductor.aoti_compile_and_package(
-        program, package_path=str(folder / "model.pt2")
-    )
+    with tqdm(total=3, desc="quantizing", unit="step") as steps:
+        model = quantized_model()
+        steps.update()
+        steps.set_description("exporting")
+        x = torch.randn(4, 1, 28, 28)
+        batch = torch.export.Dim("batch", min=1, max=1024)
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+        steps.update()
+        steps.set_description("compiling")  # half a minute
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(folder / "model.pt2")
+        )
+        steps.update()
     torch.save([x, model(x)], folder / "sample.pt")
     print(f"Written: {package}, {folder / 'sample.pt'}")
 

@@ -1,6 +1,7 @@
 """Quantizes a language model in several ways and compares size, perplexity and speed with bf16.
 
-The speeds are of this machine's CPU: the first token after a prompt, and those that follow it."""
+The speeds are of this machine's CPU: the first token after a prompt, and those that follow it, also
+in tokens a second."""
 
 import argparse
 import copy
@@ -121,12 +122,15 @@ def main() -> None:
         measure(quantized(model, scheme, getattr(torch, a.dtype)), scheme, text, a)
         for scheme in tqdm(a.schemes, unit="scheme")
     ]
-    print(f"{'scheme':<10} {'MB':>8} {'perplexity':>11} {'first token':>13} {'next token':>12}")
+    print(
+        f"{'scheme':<10} {'MB':>8} {'perplexity':>11} {'first token':>13} {'next token':>12} "
+        f"{'tokens/s':>9}"
+    )
     for r in results:
         found = "-" if math.isnan(r.perplexity) else f"{r.perplexity:.2f}"
         print(
             f"{r.scheme:<10} {r.megabytes:>8.1f} {found:>11} {r.first_ms:>10.1f} ms "
-            f"{r.next_ms:>9.2f} ms"
+            f"{r.next_ms:>9.2f} ms {1e3 / r.next_ms:>9.1f}"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ._library import ops
 from .nn import QModuleMixin, QWeight
-from .nn.qmodule import choose_group_size, freeze_for, weight_snr_db
+from .nn.qmodule import check_optimizer, choose_group_size, freeze_for, weight_snr_db
 from .nn.straight_through import straight_through, transforms_active
 from .optimizers import Optimizer, default_optimizer
 from .qtype import qtype as QType  # noqa: N812
@@ -98,11 +98,11 @@ class QParameter(QWeight):
         count = self.shape[0]
         if is_number and not -count <= index < count:
             raise IndexError(f"index {index} is out of bounds for {count} rows")
+        data, scale, shift = self.parts()  # hooks bring those that are offloaded
         # Negative indices count from the end.
-        chosen = (index if is_list else torch.tensor(index, device=self.device)) % count
-        rows = chosen.unsqueeze(-1) * rows_each + torch.arange(rows_each, device=self.device)
+        chosen = (index if is_list else torch.tensor(index, device=scale.device)) % count
+        rows = chosen.unsqueeze(-1) * rows_each + torch.arange(rows_each, device=scale.device)
         columns = self.scheme.matrix_shape(self.shape)[1]
-        data, scale, shift = self.parts()
         value = ops.embedding(
             rows, data, scale, shift, self.qtype.name, self.group_size,
             [count * rows_each, columns], self.dtype,
@@ -163,6 +163,8 @@ def _live_class(cls: type, names: tuple[str, ...]) -> type:
 def _reader(name: str) -> Callable[[torch.nn.Module], torch.Tensor]:
     def read(module: torch.nn.Module) -> torch.Tensor:
         weight, scheme = float_of(module, name), schemes_of(module)[name]
+        if hasattr(weight, "full_tensor"):  # FSDP's shard, which it asks for between forwards
+            return weight
         return scheme.decode(scheme.encode(weight), weight.shape, weight.dtype, weight)
 
     return read
@@ -196,6 +198,7 @@ def quantize_parameter(
             f"more, got {weight.dtype} of shape {tuple(weight.shape)}"
         )
     optimizer = optimizer or default_optimizer(qtype)
+    check_optimizer(qtype, optimizer)
     if optimizer.quantizer is None:
         raise ValueError(
             f"[quantal.quantize] parameters take the optimizers of Quantal, got "

@@ -315,6 +315,7 @@ def _load(
             value = value.to(old.dtype)
         state_dict[key] = value
     ties = _ties(model)
+    _fill_ties(ties, state_dict)
     try:
         result = model.load_state_dict(state_dict, strict=False, assign=True)
     except RuntimeError as error:
@@ -336,6 +337,24 @@ def _ties(model: torch.nn.Module) -> list[list[tuple[torch.nn.Module, str, str]]
                 full = f"{prefix}.{name}" if prefix else name
                 places.setdefault(id(parameter), []).append((module, name, full))
     return [group for group in places.values() if len(group) > 1]
+
+
+def _fill_ties(ties: list, state_dict: dict[str, Any]) -> None:
+    """Files have what modules share under one of its names: the others get it, too."""
+    for group in ties:
+        given = {full: _entries(full, state_dict) for _, _, full in group}
+        source = next((full for full, entries in given.items() if entries), None)
+        for module, name, full in group:
+            is_quantized = isinstance(module, QModuleMixin) or name in schemes_of(module)
+            if source is None or given[full] or not (is_quantized or source in state_dict):
+                continue
+            state_dict |= {full + rest: state_dict[source + rest] for rest in given[source]}
+
+
+def _entries(full: str, state_dict: dict[str, Any]) -> list[str]:
+    """What follows a parameter's name in the keys of it and its parts."""
+    starts = (key.removeprefix(full) for key in state_dict if key.startswith(full))
+    return [rest for rest in starts if not rest or rest.startswith("._")]
 
 
 def _tied_names(ties: list) -> set[str]:

@@ -7,6 +7,7 @@ import pytest
 import quantal
 import torch
 from quantized import QTYPES, ops
+from test_compile import NEARLY, handing_floats_on, opcheck
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -125,16 +126,12 @@ def test_gradients_are_those_of_the_float_values(qtype: str) -> None:
 @pytest.mark.parametrize("activations", ["", "qint8"])
 @pytest.mark.parametrize("qtype", ["qint4", "qint8"])
 def test_is_sound_for_tracing(qtype: str, activations: str) -> None:
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor",
-              "test_aot_dispatch_dynamic")  # fmt: skip
     for case in CASES:
         x = torch.randn(case.x, requires_grad=True)
         bias = torch.randn(case.weight[0], requires_grad=True)
         latent = torch.randn(case.weight, requires_grad=True)
         arguments = (*parts(case, qtype), bias, qtype, 0, list(case.weight), *case.arguments())
-        torch.library.opcheck(
-            ops.convolution.default, (x, *arguments, latent, activations), test_utils=checks
-        )
+        opcheck(ops.convolution, x, *arguments, latent, activations)
 
 
 def test_a_nan_spoils_what_it_reaches() -> None:
@@ -223,7 +220,6 @@ def test_models_compile_whole() -> None:
     with quantal.Calibration(model):
         model(x)
     quantal.freeze(model)
-    compiled = torch.compile(model, fullgraph=True)
+    compiled, expected = torch.compile(model, fullgraph=True), handing_floats_on(model)
     for sample in (x, x.contiguous(memory_format=torch.channels_last)):
-        # Graphs round values once more where eager layers hand codes on.
-        torch.testing.assert_close(compiled(sample), model(sample) + 0.0, rtol=1e-4, atol=0.05)
+        torch.testing.assert_close(compiled(sample), expected(sample), **NEARLY)

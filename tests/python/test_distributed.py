@@ -3,6 +3,7 @@ accelerate's offload."""
 
 import copy
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import quantal
 import torch
 from quantized import QTYPES
+from safetensors.torch import save_file
 from torch import distributed as dist
 from torch import nn
 
@@ -52,7 +54,8 @@ def _ddp(rank: int) -> None:
     for qtype in QTYPES:
         for state in ("live", "frozen"):
             alone, model = make(qtype, state), make(qtype, state)
-            # Gloo cannot broadcast float8 codes: processes must start from the same ones.
+            # Gloo cannot broadcast float8 codes ("Invalid scalar type"): processes must start from
+            # the same ones.
             syncs = state == "live" or not quantal.qtypes[qtype].is_floating_point
             parallel = nn.parallel.DistributedDataParallel(model, init_sync=syncs)
             optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (alone, model)]
@@ -65,31 +68,132 @@ def _ddp(rank: int) -> None:
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
+    _float8_codes_left_out()
+    for weights in ("qint4", "qfloat8_e5m2"):
+        _calibrate_and_train(rank, weights)
 
 
-def test_ddp_gradients_are_those_of_one_process() -> None:
+def _float8_codes_left_out() -> None:
+    """What docs/python.md says of them."""
+    model = make("qfloat8", "frozen")
+    ddp = nn.parallel.DistributedDataParallel
+    with pytest.raises(RuntimeError, match="Invalid scalar type"):
+        ddp(model)
+    codes = [name for name, p in model.named_parameters() if p.dtype == torch.float8_e4m3fn]
+    assert codes == ["0.weight._data", "3.weight._data"]
+    ddp._set_params_and_buffers_to_ignore_for_model(model, codes)
+    assert torch.equal(ddp(model)(batch()), make("qfloat8", "frozen")(batch()))
+
+
+def _calibrate_and_train(rank: int, weights: str) -> None:
+    """Quantization-aware training: what ranks found, trained and froze is the same on all."""
+    model = make(weights, "live", "qint8")
+    with torch.no_grad(), quantal.Calibration(model, group=dist.group.WORLD):
+        model(batch(rank))
+    assert all(model[i].input_scale != 1 for i in (0, 3))
+    parallel = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    start, losses = copy.deepcopy(model.state_dict()), []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = parallel(batch(rank)).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert not torch.equal(model[0].weight, start["0.weight"])
+    _assert_same_on_ranks(model.state_dict())
+    live = model(batch()).detach()
+    quantal.freeze(model)
+    _assert_same_on_ranks(model.state_dict() | {"output": model(batch()).detach()})
+    assert torch.equal(model(batch()), live)
+
+
+def _assert_same_on_ranks(tensors: dict[str, torch.Tensor]) -> None:
+    found: list = [None] * WORLD
+    bytes_of = {
+        name: (str(t.dtype), t.contiguous().reshape(-1).view(torch.uint8).tolist())
+        for name, t in tensors.items()
+    }
+    dist.all_gather_object(found, bytes_of)
+    for other in found:
+        assert other == bytes_of
+
+
+def test_ddp() -> None:
+    """Gradients are those of one process; ranks stay equal."""
     on_every_rank(_ddp)
 
 
-def _fsdp(rank: int) -> None:
+def _sharded(model: nn.Sequential) -> nn.Sequential:
     from torch.distributed.fsdp import fully_shard
+
+    for layer in (model[0], model[3]):
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def _fsdp(rank: int) -> None:
     from torch.distributed.tensor import DTensor
 
     for qtype in QTYPES:
         for state in ("live", "frozen"):
-            alone, model = make(qtype, state), make(qtype, state)
-            for layer in (model[0], model[3]):
-                fully_shard(layer)
-            fully_shard(model)
+            alone, model = make(qtype, state), _sharded(make(qtype, state))
             assert all(isinstance(p, DTensor) for p in model.parameters())
+            # Before a forward, after which the root's parameters are whole for a while.
+            optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-2) for m in (alone, model)]
             with torch.no_grad():
                 assert torch.equal(model(batch()), alone(batch()))
-            alone(batch()).square().mean().backward()
-            model(batch(rank)).square().mean().backward()
-            for one, two in zip(alone.parameters(), model.parameters(), strict=True):
-                if one.requires_grad:
-                    got = two.grad.full_tensor()
-                    torch.testing.assert_close(got, one.grad, rtol=1e-4, atol=1e-6)
+            for _ in range(2):
+                alone(batch()).square().mean().backward()
+                model(batch(rank)).square().mean().backward()
+                for one, two in zip(alone.parameters(), model.parameters(), strict=True):
+                    assert isinstance(two, DTensor)
+                    if one.requires_grad:
+                        got = two.grad.full_tensor()
+                        torch.testing.assert_close(got, one.grad, rtol=1e-4, atol=1e-6)
+                        # Where gradients are near zero, Adam's first steps go by their signs.
+                        one.grad = got
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                for one, two in zip(alone.parameters(), model.parameters(), strict=True):
+                    if one.requires_grad:
+                        torch.testing.assert_close(two.full_tensor(), one, rtol=1e-5, atol=1e-6)
+            _shards_are_saved(qtype, state, model)
+
+
+def _shards_are_saved(qtype: str, state: str, model: nn.Sequential) -> None:
+    """With torch.distributed.checkpoint: what ranks wrote, other shards and whole models read; and
+    a whole state_dict fills shards."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    folders = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(folders)
+    checkpoint.save(model.state_dict(), checkpoint_id=folders[0])
+    expected = model(batch())
+    whole = _empty(qtype, state)
+    for again in (_sharded(_empty(qtype, state)), whole):
+        tensors = again.state_dict()
+        checkpoint.load(tensors, checkpoint_id=folders[0])
+        again.load_state_dict(tensors)
+        assert torch.equal(again(batch()), expected)
+    if state == "live" or not quantal.qtypes[qtype].is_floating_point:  # Gloo again
+        again = _sharded(_empty(qtype, state).to("meta")).to_empty(device="cpu")
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(again, whole.state_dict(), options=options)
+        assert torch.equal(again(batch()), expected)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(folders[0])
+
+
+def _empty(qtype: str, state: str) -> nn.Sequential:
+    model = make(qtype, state)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    return model
 
 
 def test_fsdp() -> None:
@@ -103,18 +207,41 @@ def _calibrate(rank: int) -> None:
         each = copy.deepcopy(alone)
         with torch.no_grad(), quantal.Calibration(each, streamline=False):
             each(batch(part))
-        scales.append([m.input_scale.item() for m in (each[0], each[3])])
+        scales.append(_scales(each))
     expected = [max(pair) for pair in zip(*scales, strict=True)]
     group = dist.group.WORLD
     with torch.no_grad(), quantal.Calibration(model, streamline=False, group=group):
         model(batch(rank))
-    assert [m.input_scale.item() for m in (model[0], model[3])] == expected
+    assert _scales(model) == expected
+    assert 1 not in expected
     # A rank without samples gets what the others found.
     idle = make("qint8", "live", "qint8")
     with torch.no_grad(), quantal.Calibration(idle, group=group):
         if rank == 0:
             idle(batch(0))
-    assert [m.input_scale.item() for m in (idle[0], idle[3])] == scales[0]
+    of_first = copy.deepcopy(alone)
+    with torch.no_grad(), quantal.Calibration(of_first):
+        of_first(batch(0))
+    assert _scales(idle) == _scales(of_first)
+    assert torch.equal(idle(batch()), of_first(batch()))
+    _ranks_get_scales(rank)
+
+
+def _scales(model: nn.Sequential) -> list[float]:
+    """Of inputs and outputs."""
+    layers = (model[0], model[2], model[3])
+    return [scale.item() for m in layers for scale in (m.input_scale, m.output_scale)]
+
+
+def _ranks_get_scales(rank: int) -> None:
+    """DDP sends those of rank 0, which alone was calibrated, and the others use them."""
+    model, calibrated = (make("qint8", "frozen", "qint8") for _ in range(2))
+    with torch.no_grad(), quantal.Calibration(calibrated):
+        calibrated(batch())
+    model = calibrated if rank == 0 else model
+    parallel = nn.parallel.DistributedDataParallel(model).eval()
+    assert _scales(model) == _scales(calibrated)
+    assert torch.equal(parallel(batch()), calibrated(batch()))
 
 
 def test_calibration_over_ranks() -> None:
@@ -180,3 +307,36 @@ def test_tensors_set_one_by_one(qtype: str) -> None:
         utils.set_module_tensor_to_device(empty, name, "cpu", tensor)
     quantal.freeze(empty)
     assert torch.equal(empty(batch()), model(batch()))
+
+
+@pytest.mark.parametrize("activations", [None, "qint8", "dynamic-qint8"])
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_checkpoint_is_loaded_and_dispatched(
+    qtype: str, activations: str | None, tmp_path: Path
+) -> None:
+    """By accelerate, tensor by tensor, to memory and disk."""
+    accelerate = pytest.importorskip("accelerate")
+    model = make(qtype, "frozen", activations)
+    if activations == "qint8":
+        with torch.no_grad(), quantal.Calibration(model):
+            model(batch())
+    save_file(model.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
+    with torch.no_grad():
+        expected = model(batch())
+    partly = {"0": "cpu", "1": "cpu", "2": "cpu", "3": "disk"}
+    # accelerate takes scales away before the hook that quantizes outputs can read them.
+    for device_map in [{"": "cpu"}] + [partly] * (activations != "qint8"):
+        with accelerate.init_empty_weights():
+            empty = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.LayerNorm(32), nn.Linear(32, 16))
+        quantal.quantize(empty, weights=qtype, activations=activations)
+        quantal.freeze(empty)
+        accelerate.load_checkpoint_and_dispatch(
+            empty,
+            checkpoint=str(tmp_path / "model.safetensors"),
+            device_map=device_map,
+            offload_folder=str(tmp_path / "offloaded"),
+            offload_buffers=device_map == partly,
+        )
+        assert next(empty[3].parameters()).is_meta == (device_map == partly)
+        with torch.no_grad():
+            assert torch.equal(empty(batch()), expected)

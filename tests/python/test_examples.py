@@ -1,12 +1,17 @@
 """The programs of examples/, on little data."""
 
+import ast
 import gzip
 import itertools
+import json
 import os
+import re
 import runpy
+import shutil
 import subprocess
 import sys
 import wave
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,8 +24,10 @@ EXAMPLES = ROOT / "examples"
 RUNNER = Path(os.environ["QUANTAL_LIBRARY"]).parents[1] / "examples" / "aoti" / "quantal-aoti"
 
 
-def run(*command: object) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "python"), "TQDM_DISABLE": "1"}
+def run(*command: object, path: Path | None = None) -> subprocess.CompletedProcess:
+    """With `path` among the folders of modules."""
+    folders = [str(ROOT / "python"), *([str(path)] if path else [])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders), "TQDM_DISABLE": "1"}
     return subprocess.run(
         [str(part) for part in command],
         env=environment,
@@ -28,6 +35,44 @@ def run(*command: object) -> subprocess.CompletedProcess:
         text=True,
         check=False,
     )
+
+
+PROGRAMS = sorted(EXAMPLES.glob("*/*.py"))
+#: Runs programs with --help, all in one process, and prints what they printed.
+HELP = """
+import contextlib, io, json, runpy, sys
+texts = []
+for path in sys.argv[1:]:
+    sys.argv = [path, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as stop:
+            texts.append(text.getvalue() if stop.code == 0 else f"exit {stop.code}")
+print(json.dumps(texts))
+"""
+#: Stands for transformers, which is in environments of its own: --help loads no model.
+TRANSFORMERS = "def __getattr__(name):\n    return type(name, (), {})\n"
+
+
+@pytest.fixture(scope="module")
+def help_texts(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
+    folder = tmp_path_factory.mktemp("help")
+    if find_spec("transformers") is None:
+        (folder / "transformers.py").write_text(TRANSFORMERS)
+    done = run(sys.executable, "-c", HELP, *PROGRAMS, path=folder)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(PROGRAMS, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_help(program: Path, help_texts: dict[Path, str]) -> None:
+    """Says what the program does and every option, before anything is looked for."""
+    source, text = program.read_text(), " ".join(help_texts[program].split())
+    assert text.startswith(f"usage: {program.name} [-h]")
+    assert all(option in text for option in re.findall(r'"(--[-a-z]+)"', source))
+    first_line = ast.get_docstring(ast.parse(source)).splitlines()[0]
+    assert " ".join(first_line.split()[:6]) in text
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:
@@ -215,3 +260,15 @@ def test_exported_model_runs_without_python(tmp_path: Path) -> None:
     done = run(RUNNER, tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("quantal-aoti: error: ")
+
+
+@pytest.mark.skipif(
+    not RUNNER.exists() or shutil.which("ldd") is None,
+    reason="the examples are not built, or no ldd",
+)
+def test_the_runner_links_no_python() -> None:
+    done = run("ldd", RUNNER)
+    assert done.returncode == 0, done.stderr
+    libraries = [line.split()[0] for line in done.stdout.splitlines() if line.split()]
+    assert any(name.startswith("libquantal") for name in libraries)
+    assert not [name for name in libraries if "python" in name]

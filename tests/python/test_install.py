@@ -106,6 +106,35 @@ def test_package_finds_its_library(site: Path) -> None:
     assert Path(done.stdout.split()[-1]) == site / "quantal" / "lib" / "libquantal.so"
 
 
+def test_no_compiler_at_run_time(site: Path, tmp_path: Path) -> None:
+    """With nothing to find by PATH, every qtype is quantized, frozen and run, and nothing is
+    written beside the package."""
+    program = """
+import shutil, torch, quantal
+assert not any(map(shutil.which, ("cc", "c++", "gcc", "g++", "clang", "ninja", "cmake")))
+torch.manual_seed(0)
+for weights in ("qint2", "qint4", "qint8", "qfloat8", "qfloat8_e4m3fnuz", "qfloat8_e5m2"):
+    for activations in (None, "qint8", "dynamic-qint8"):
+        layers = [torch.nn.Conv1d(8, 64, 3), torch.nn.Flatten(), torch.nn.Linear(128, 4)]
+        model = torch.nn.Sequential(torch.nn.Embedding(9, 4), *layers)
+        quantal.quantize(model, weights=weights, activations=activations)
+        x = torch.randint(9, (3, 8))
+        with quantal.Calibration(model):
+            model(x)
+        model(x).sum().backward()
+        quantal.freeze(model)
+        assert model(x).isfinite().all()
+print("done")
+"""
+    before = sorted(site.rglob("*"))
+    nowhere = str(tmp_path / "none")
+    variables = {"PATH": nowhere, "CC": nowhere, "CXX": nowhere, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = run(site, "-c", program, **variables, TORCH_EXTENSIONS_DIR=str(tmp_path))
+    assert done.stdout == "done\n", done.stderr
+    assert not list(tmp_path.iterdir())
+    assert sorted(site.rglob("*")) == before
+
+
 def test_what_the_command_prints(site: Path) -> None:
     done = run(site, "-m", "quantal", "--version", "--isa", "--cmake-dir")
     version, isa, cmake_dir = done.stdout.splitlines()

@@ -1,6 +1,8 @@
 """Quantized modules: what they compute live and frozen, their gradients, and how they are made."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import quantal
@@ -283,6 +285,44 @@ def test_own_optimizer(kind: str, qtype: str, optimizer: quantal.Optimizer) -> N
         expected = weight.flatten(1).abs().amax(1) / 2 / model[0].weight_qtype.qmax
         expected[expected == 0] = 1  # the padding of an embedding
         assert torch.equal(model[0].weight._scale.flatten(), expected)
+
+
+class OwnSymmetric(quantal.SymmetricOptimizer):
+    def optimize(self, base: torch.Tensor, qtype: quantal.qtype, axis: int | None = None) -> Any:
+        return quantal.absmax_scale(base, qtype, axis)
+
+
+class OwnAffine(quantal.AffineOptimizer):
+    def optimize(self, base: torch.Tensor, qtype: quantal.qtype, axis: int) -> Any:
+        return quantal.MaxOptimizer().optimize(base, qtype, axis)
+
+
+SYMMETRIC = [quantal.AbsmaxOptimizer, OwnSymmetric]
+AFFINE = [quantal.MaxOptimizer, quantal.HqqOptimizer, OwnAffine]
+
+
+@pytest.mark.parametrize(
+    ("qtype", "optimizer"),
+    [(q, cls()) for q in QTYPES for cls in (SYMMETRIC if q in ("qint2", "qint4") else AFFINE)],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_optimizers_of_other_qtypes_are_errors(qtype: str, optimizer: quantal.Optimizer) -> None:
+    """At the latest where a weight is first quantized; nothing is frozen then."""
+    x = KINDS["linear"].input()
+
+    def use(step: Callable[[nn.Module], object]) -> nn.Sequential:
+        model = KINDS["linear"].model()
+        with pytest.raises(ValueError, match=r"[Oo]ptimizer|quantizer|shift"):  # noqa: PT012
+            quantal.quantize(model, weights=qtype, optimizer=optimizer)
+            step(model)
+        return model
+
+    use(lambda model: model(x))
+    model = use(quantal.freeze)
+    assert isinstance(model[0].weight, nn.Parameter)
+    with pytest.raises(ValueError, match=r"[Oo]ptimizer|quantizer|shift"):  # noqa: PT012
+        layer = quantal.quantize_module(nn.Linear(8, 4), weights=qtype, optimizer=optimizer)
+        layer.freeze()
 
 
 def test_zeropoint_of_an_affine_optimizer() -> None:

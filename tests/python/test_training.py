@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import quantal
 import torch
 import torch.nn.functional as F  # noqa: N812
 from quantized import QTYPES, ops
@@ -252,3 +253,84 @@ def test_frozen_after_training_computes_the_same() -> None:
         assert ops.is_frozen(getattr(net, name))
     assert torch.equal(net(x, token), expected)
     assert ops.fallback_count() == 0
+
+
+# ---- modules
+
+MODULE_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = OPTIMIZERS | {
+    "asgd": lambda p: torch.optim.ASGD(p, lr=0.1),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.05),
+    "muon": lambda p: torch.optim.Muon(p, lr=0.01),  # of matrices only: the model has no biases
+    "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=4),
+}
+
+
+def modules(qtype: str) -> nn.Sequential:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(64, 32, bias=False), nn.Tanh(), nn.Linear(32, 8, bias=False))
+    quantal.quantize(model, weights=qtype)
+    return model
+
+
+@pytest.mark.parametrize("qtype", QTYPES)
+@pytest.mark.parametrize("name", MODULE_OPTIMIZERS)
+def test_modules_train_under_any_optimizer(name: str, qtype: str) -> None:
+    """The loss falls, and the codes are those of what the optimizer wrote."""
+    model = modules(qtype)
+    x, target = torch.randn(64, 64), torch.randn(64, 8)
+    before = [m.qweight._data.clone() for m in (model[0], model[2])]
+    optimizer = MODULE_OPTIMIZERS[name](model.parameters())
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = (model(x) - target).square().mean()
+        value.backward()
+        return value
+
+    first = loss().item()
+    for _ in range(20):
+        optimizer.step(loss)
+    assert loss().item() < 0.9 * first
+    for layer, old in zip((model[0], model[2]), before, strict=True):
+        data, scale, _ = ops.encode(layer.weight.detach(), qtype, layer.weight_group_size or 0)
+        assert not torch.equal(data.view(torch.uint8), old.view(torch.uint8))
+        assert torch.equal(layer.qweight._data.view(torch.uint8), data.view(torch.uint8))
+        assert torch.equal(layer.qweight._scale, scale)
+    trained = model(x)
+    quantal.freeze(model)
+    assert torch.equal(model(x), trained)
+
+
+def test_every_optimizer_of_torch_is_tried() -> None:
+    base = torch.optim.Optimizer
+    known = {
+        name.lower()
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+    }
+    assert known - {"sparseadam"} <= set(MODULE_OPTIMIZERS)
+
+
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_sparse_adam_trains_an_embedding(qtype: str) -> None:
+    """The rows that were looked up, and no others."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Embedding(20, 64, sparse=True))
+    quantal.quantize(model, weights=qtype)
+    layer, tokens = model[0], torch.tensor([[1, 7, 7], [19, 1, 4]])
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.SparseAdam(model.parameters(), lr=0.05)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = model(tokens).square().mean()
+        loss.backward()
+        assert layer.weight.grad.is_sparse
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    changed = (layer.weight.detach() != before).any(1).nonzero().flatten()
+    assert changed.tolist() == [1, 4, 7, 19]
+    trained = model(tokens)
+    quantal.freeze(model)
+    assert torch.equal(model(tokens), trained)

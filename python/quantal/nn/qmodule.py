@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from .._library import ops
-from ..optimizers import Optimizer, SymmetricOptimizer, default_optimizer
+from ..optimizers import AffineOptimizer, Optimizer, SymmetricOptimizer, default_optimizer
 from ..qtype import find_qtype
 from ..qtype import qtype as QType  # noqa: N812
 from ..tensor import QTensor, quantize_weight, wrap
@@ -91,6 +91,17 @@ def choose_group_size(qtype: QType, row_length: int, wanted: int | None) -> int:
             f"and qint4 only), got {wanted} for {qtype.name}"
         )
     return wanted
+
+
+def check_optimizer(qtype: QType, optimizer: Any) -> None:
+    """ValueError for one of the other kind: symmetric ones give no shifts, which qint2 and qint4
+    need."""
+    wanted = AffineOptimizer if qtype.is_affine else SymmetricOptimizer
+    if not isinstance(optimizer, wanted):
+        raise ValueError(
+            f"[quantal] expected {qtype.name} to come with a subclass of {wanted.__name__}, got "
+            f"{type(optimizer).__name__}"
+        )
 
 
 def _is_lost(scale: torch.Tensor, now: torch.Tensor) -> bool:
@@ -208,6 +219,8 @@ class QModuleMixin(_Module):
             self.weight_group_size = size or None
         if optimizer is None and self.weight_qtype is not None:
             optimizer = default_optimizer(self.weight_qtype)
+        if self.weight_qtype is not None:
+            check_optimizer(self.weight_qtype, optimizer)
         self.optimizer = optimizer
         self.name = ""
         self._quantize_hooks: dict[str, Any] = {}
@@ -363,16 +376,25 @@ class QModuleMixin(_Module):
             self._modules["weight"] = value
             return
         super().__setattr__(name, value)
-        if name in ("input_scale", "output_scale") and isinstance(value, torch.Tensor):
+        if name in _SCALES and isinstance(value, torch.Tensor):
             self._note_scale(name)
+        elif name == "forward":  # accelerate wraps it when it has loaded a checkpoint
+            self._note_scales()
 
     # ---- the activations
+
+    def _note_scales(self) -> None:
+        """Some loaders write to buffers, or put others in their place, behind the module's back."""
+        for name in _SCALES:
+            self._note_scale(name)
 
     def _note_scale(self, name: str) -> None:
         """A scale of exactly 1 means that nothing was calibrated, as in optimum-quanto's files."""
         value = self._buffers.get(name)
+        if value is not None and value.is_meta:
+            return  # it tells nothing new
         flag = "_input_calibrated" if name == "input_scale" else "_output_calibrated"
-        known = value is not None and not value.is_meta and value.numel() == 1 and value.item() != 1
+        known = value is not None and value.numel() == 1 and value.item() != 1
         object.__setattr__(self, flag, known)
         if name == "output_scale":
             self._hook_output(known)
@@ -435,7 +457,13 @@ class QModuleMixin(_Module):
             now: Any = self._buffers.get(name)
             if scale is not None and _is_lost(scale, now):
                 self._buffers[name] = scale.to(now.device)
+        self._note_scales()
         return self
+
+    def train(self, mode: bool = True) -> "QModuleMixin":
+        """As of any module. Scales that were written behind its back count from now on."""
+        self._note_scales()
+        return super().train(mode)
 
     def disable_output_quantization(self) -> None:
         """Outputs stay float from now on; saved with the module."""
@@ -456,8 +484,7 @@ class QModuleMixin(_Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self._note_scale("input_scale")
-        self._note_scale("output_scale")
+        self._note_scales()
 
     def _has_scales(self, state_dict: dict, prefix: str) -> bool:
         """Whether it must have scales of activations: that of a float model has none."""

@@ -75,9 +75,9 @@ class _Parts(torch.nn.Module):
         self._keep_parts()
 
     def _keep_parts(self) -> None:
-        """What torch puts in the place of a Part is a plain Parameter."""
+        """What torch puts in the place of a Part is a plain Parameter; FSDP's shards stay."""
         for name, value in self._parameters.items():
-            if value is not None and not isinstance(value, Part):
+            if type(value) is torch.nn.Parameter:
                 self._parameters[name] = Part(value.data)
 
 
