@@ -21,8 +21,12 @@ run() {
     $build/tests/kernels/kernels_test --gtest_brief=1 --gtest_filter="$2"
 }
 
+# Floats are the same with dot products, and integers with bf16 (variants_test.cc); no kernel here
+# takes the longest rows in parts.
 elsewhere='*/portable_*:*QuantizeWeight*:*Gathered*:*NonFinite*:*CanonicalLinear*float8*'
-elsewhere+=':*IntegerConv*qint8*:*IntegerConv*qint2*:*IntegerConv*/neon_dotprod_*'
+elsewhere+=':*/Linear.*/neon_dotprod_*:*/Linear.*/neon_i8mm_*:*Integer*/neon_bf16_*'
+elsewhere+=':*ManyTokens.*/neon_dotprod_*:*ManyTokens.*/neon_i8mm_*:*by_the_longest_rows*'
+elsewhere+=':*CanonicalLinear.*/neon_dotprod_*:*CanonicalLinear.*/neon_i8mm_*'
 run max "-$elsewhere" 'neon_bf16 neon_i8mm neon_dotprod neon portable' &
 many=$!
 status=0

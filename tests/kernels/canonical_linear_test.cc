@@ -1,159 +1,160 @@
 #include "kernels/canonical_linear.h"
 
-#include <cmath>
-#include <cstring>
-#include <thread>
-
 #include <gtest/gtest.h>
 
-#include "kernels/guarded_bytes.h"
-#include "kernels/weights.h"
+#include "kernels/exact.h"
+#include "kernels/non_finite.h"
+#include "kernels/sample.h"
 
 namespace quantal::kernels {
 namespace {
 
-void two_threads(std::int64_t count, const std::function<void(std::int64_t, std::int64_t)>& body) {
-  std::thread other([&] { body(0, count / 2); });
-  body(count / 2, count);
-  other.join();
-}
-
 // The last has more rows than a block of one thread.
 std::vector<WeightSpec> specs(QTypeId qtype) {
-  const std::int64_t group = qtype == QTypeId::kInt2 || qtype == QTypeId::kInt4 ? 32 : 0;
+  const std::int64_t group = is_affine(qtype) ? 32 : 0;
   return {{qtype, 1, 1, 0, FloatType::kF32},        {qtype, 17, 31, 0, FloatType::kBF16},
           {qtype, 65, 129, group, FloatType::kF32}, {qtype, 33, 255, group, FloatType::kF16},
           {qtype, 36, 1024, 0, FloatType::kF32},    {qtype, 64, 320, group, FloatType::kBF16},
           {qtype, 4, 40, 0, FloatType::kF32},       {qtype, 300, 1100, group, FloatType::kF32}};
 }
 
-struct Call {
-  WeightSpec spec;
-  std::int64_t tokens;
-  RandomWeight weight;
-  PackedLayout layout;
-  std::vector<std::byte> packed;
-  GuardedBytes data, x, bias, y;
+// Every activation type, for large weights one of them.
+std::vector<FloatType> types_for(const WeightSpec& spec) {
+  if (spec.columns > 1000) return {spec.rows > 100 ? FloatType::kF32 : FloatType::kBF16};
+  return {std::begin(kFloatTypes), std::end(kFloatTypes)};
+}
 
-  Call(const WeightSpec& s, std::int64_t count)
-      : spec(s),
-        tokens(count),
-        weight(s),
-        layout(s),
-        packed(weight.packed()),
-        data(weight.data.size()),
-        x(count * s.columns * 4),
-        bias(s.rows * 4),
-        y(count * s.rows * 4) {
-    std::memcpy(data.data(), weight.data.data(), weight.data.size());
-    std::mt19937 random(1);
-    std::normal_distribution<float> normal;
-    for (std::int64_t i = 0; i < count * s.columns; ++i) {
-      store_float(x.data(), i, FloatType::kF32, normal(random));
-    }
-    for (std::int64_t i = 0; i < s.rows; ++i) {
-      store_float(bias.data(), i, FloatType::kF32, normal(random));
-    }
-  }
+// With and without bias and strides, in both types of a half for each number of tokens.
+Call call_of(Isa isa, FloatType type, std::int64_t tokens) {
+  const std::int64_t kind = tokens + static_cast<int>(type);
+  return {.isa = isa, .tokens = tokens, .has_bias = kind % 2 == 0, .gap = kind % 3};
+}
 
-  CanonicalWeight canonical() const {
-    CanonicalWeight all = weight.canonical();
-    all.data = reinterpret_cast<const std::uint8_t*>(data.data());
-    return all;
-  }
-
-  LinearArgs float_args() {
-    return {.layout = &layout,
-            .weight = RandomWeight::align(packed),
-            .tokens = tokens,
-            .x = x.data(),
-            .x_stride = spec.columns,
-            .y = y.data(),
-            .y_stride = spec.rows,
-            .bias = bias.data()};
-  }
-  IntegerLinearArgs integer_args() {
-    return {.layout = &layout,
-            .weight = RandomWeight::align(packed),
-            .source = {.tokens = tokens, .x = x.data(), .stride = spec.columns},
-            .y = y.data(),
-            .y_stride = spec.rows,
-            .bias = bias.data()};
-  }
-
-  // Sums in another order: each may miss the exact one by γ · Σ|x|·|w|.
-  void check_close(const std::vector<std::byte>& got, const std::vector<std::byte>& wanted) const {
-    const double gamma = static_cast<double>(spec.columns + 4) * 0x1p-24;
-    for (std::int64_t i = 0; i < tokens * spec.rows; ++i) {
-      double size = std::abs(load_float(bias.data(), i % spec.rows, FloatType::kF32));
-      for (std::int64_t k = 0; k < spec.columns; ++k) {
-        const double value =
-            load_float(x.data(), i / spec.rows * spec.columns + k, FloatType::kF32);
-        size += std::abs(value) * (std::abs(weight.value(i % spec.rows, k)) + 8);
-      }
-      ASSERT_NEAR(load_float(got.data(), i, FloatType::kF32),
-                  load_float(wanted.data(), i, FloatType::kF32), 2 * gamma * size)
-          << spec.rows << 'x' << spec.columns << ' ' << tokens << " at " << i;
-    }
-  }
-
-  std::vector<std::byte> result() {
-    std::vector<std::byte> bytes(y.data(), y.data() + tokens * spec.rows * 4);
-    std::memset(y.data(), 0xAA, bytes.size());
-    return bytes;
-  }
-};
+Call on_two_threads(Call call) {
+  call.parallel_for = in_parts(2);
+  return call;
+}
 
 using IsaAndType = std::tuple<Isa, QTypeId>;
 class CanonicalLinear : public ::testing::TestWithParam<IsaAndType> {};
 
 TEST_P(CanonicalLinear, gives_what_a_packed_weight_gives) {
   const auto [isa, qtype] = GetParam();
+  Sample sample;
   for (const WeightSpec& spec : specs(qtype)) {
-    for (const std::int64_t tokens : {0, 1, 2, 3, 4, 7, 17}) {
-      Call call(spec, tokens);
-      find_linear(isa, spec)(call.float_args(), serial_for);
-      const auto wanted = call.result();
-      LinearArgs args = call.float_args();
-      args.weight = nullptr;
-      linear_from_canonical(isa, args, call.canonical(), two_threads);
-      const auto got = call.result();
-      if (tokens > kFewCanonicalTokens) {
-        EXPECT_EQ(got, wanted) << spec.rows << 'x' << spec.columns << ' ' << tokens;
-      } else {
-        call.check_close(got, wanted);
+    for (const FloatType type : types_for(spec)) {
+      if (!sample.takes_next()) continue;
+      const Problem problem(spec, type, 17);
+      for (const std::int64_t tokens : {0, 1, 2, 3, 4, 7, 17}) {
+        const Call call = call_of(isa, type, tokens);
+        const auto got = run_canonical(problem, on_two_threads(call));
+        if (tokens > kFewCanonicalTokens) {
+          EXPECT_EQ(got, run_linear(problem, call)) << problem.name(call);
+        }
+        EXPECT_EQ(run_canonical(problem, call), got) << problem.name(call) << " on one thread";
       }
-      linear_from_canonical(isa, args, call.canonical(), serial_for);
-      EXPECT_EQ(call.result(), got) << "on one thread";
+    }
+  }
+}
+
+// A few tokens have kernels of their own, whose sums are in another order.
+TEST_P(CanonicalLinear, of_a_few_tokens_is_exact) {
+  const auto [isa, qtype] = GetParam();
+  Sample sample;
+  for (const WeightSpec& spec : specs(qtype)) {
+    for (const FloatType type : types_for(spec)) {
+      if (!sample.takes_next()) continue;
+      const Problem problem(spec, type, kFewCanonicalTokens);
+      Problem whole(spec, type, kFewCanonicalTokens);
+      whole.make_whole();
+      const Exact exact(problem), exact_whole(whole);
+      for (std::int64_t tokens = 1; tokens <= kFewCanonicalTokens; ++tokens) {
+        const Call call = call_of(isa, type, tokens);
+        exact.check(call, run_canonical(problem, call));
+        exact_whole.check_whole(call, run_canonical(whole, call));
+      }
     }
   }
 }
 
 TEST_P(CanonicalLinear, gives_the_bits_of_a_packed_integer_weight) {
   const auto [isa, qtype] = GetParam();
+  Sample sample;
   for (const WeightSpec& spec : specs(qtype)) {
     if (find_integer_linear(isa, spec) == nullptr) continue;
-    for (const std::int64_t tokens : {0, 1, 4, 7, 17}) {
-      Call call(spec, tokens);
-      find_integer_linear(isa, spec)(call.integer_args(), serial_for);
-      const auto wanted = call.result();
-      IntegerLinearArgs args = call.integer_args();
-      args.weight = nullptr;
-      integer_linear_from_canonical(isa, args, call.canonical(), two_threads);
-      EXPECT_EQ(call.result(), wanted) << spec.rows << 'x' << spec.columns << ' ' << tokens;
+    for (const FloatType type : types_for(spec)) {
+      if (!sample.takes_next()) continue;
+      const Problem problem(spec, type, 17);
+      for (const std::int64_t tokens : {0, 1, 2, 3, 4, 7, 17}) {
+        const Call call = call_of(isa, type, tokens);
+        const bool has_codes = tokens % 3 == 1;
+        EXPECT_EQ(run_integer_canonical(problem, has_codes, on_two_threads(call)),
+                  run_integer(problem, has_codes, call))
+            << problem.name(call);
+      }
+    }
+  }
+}
+
+// Rows lie plainly for the kernels of a few tokens.
+WeightSpec plain_spec(QTypeId qtype) {
+  return {qtype, 20, 96, is_affine(qtype) ? 32 : 0, FloatType::kF32};
+}
+
+TEST_P(CanonicalLinear, infinities_stay_in_their_token) {
+  const auto [isa, qtype] = GetParam();
+  for (const FloatType type : kFloatTypes) {
+    for (const std::int64_t tokens : {2, 3, 4, 25}) {
+      const Call call{.isa = isa, .tokens = tokens};
+      expect_infinities_in_their_token(plain_spec(qtype), type, call, run_canonical);
+    }
+  }
+}
+
+TEST_P(CanonicalLinear, nan_in_a_weight_spoils_its_row_only) {
+  const auto [isa, qtype] = GetParam();
+  const bool is_integer = find_integer_linear(isa, plain_spec(qtype)) != nullptr;
+  const auto integer = [](const Problem& problem, const Call& call) {
+    return run_integer_canonical(problem, false, call);
+  };
+  for (const FloatType type : kFloatTypes) {
+    for (const std::int64_t tokens : {1, 2, 3, 4, 25}) {
+      const Call call{.isa = isa, .tokens = tokens};
+      expect_nan_in_its_row(plain_spec(qtype), type, call, run_canonical);
+      if (is_integer) expect_nan_in_its_row(plain_spec(qtype), type, call, integer);
+    }
+  }
+}
+
+// As over a packed weight, whose tests say more.
+TEST_P(CanonicalLinear, infinities_in_a_token_are_those_of_a_packed_integer_weight) {
+  const auto [isa, qtype] = GetParam();
+  if (find_integer_linear(isa, plain_spec(qtype)) == nullptr) return;
+  for (const FloatType type : kFloatTypes) {
+    for (const std::int64_t tokens : {2, 3, 4, 25}) {
+      Problem problem(plain_spec(qtype), type, tokens);
+      store_float(problem.x.data(), 5, type, INFINITY);
+      store_float(problem.x.data(), 96 + 95, type, NAN);
+      const Call call{.isa = isa, .tokens = tokens};
+      const auto y = run_integer_canonical(problem, false, call);
+      const auto wanted = run_integer(problem, false, call);
+      for (std::int64_t i = 0; i < tokens * 20; ++i) {
+        const float got = load_float(y.data(), i, type);
+        EXPECT_EQ(std::isnan(got), i < 2 * 20L) << problem.name(call) << " at " << i;
+        if (i < 2 * 20L) continue;
+        EXPECT_EQ(got, load_float(wanted.data(), i, type)) << problem.name(call) << " at " << i;
+      }
     }
   }
 }
 
 TEST(CanonicalLinearBlocks, takes_a_weight_of_more_than_one_shared_block) {
-  const WeightSpec spec{QTypeId::kInt8, 2100, 4200, 0, FloatType::kF32};
+  const Problem problem({QTypeId::kInt8, 2100, 4200, 0, FloatType::kF32}, FloatType::kF32, 9);
   for (const Isa isa : supported_isas()) {
     if (isa == Isa::kPortable) continue;  // slow, and no different from the others
-    Call call(spec, 9);
-    find_linear(isa, spec)(call.float_args(), serial_for);
-    const auto wanted = call.result();
-    linear_from_canonical(isa, call.float_args(), call.canonical(), two_threads);
-    EXPECT_EQ(call.result(), wanted) << isa_name(isa);
+    const Call call{.isa = isa, .tokens = 9};
+    EXPECT_TRUE(run_canonical(problem, on_two_threads(call)) == run_linear(problem, call))
+        << isa_name(isa);
   }
 }
 

@@ -18,13 +18,13 @@ class ConvPatches : public testing::Test {};
 using Elements = testing::Types<std::int8_t, std::uint16_t, float>;
 TYPED_TEST_SUITE(ConvPatches, Elements);
 
-// Any part of the positions, from memory that ends at a guard page, into such memory.
+// Any part of the positions, from memory that begins or ends at a guard page, into such memory.
 template <typename Element>
-void expect_patches(const ConvShape& shape, std::int64_t first, std::int64_t count) {
+void expect_patches(const ConvShape& shape, std::int64_t first, std::int64_t count, Edge edge) {
   const std::int64_t pixels = shape.pixels(), channels = shape.channels;
   const std::int64_t stride = shape.columns() + kPatchSlack;
-  GuardedBytes input(channels * pixels * sizeof(Element));
-  GuardedBytes output(count * stride * sizeof(Element));
+  const GuardedBytes input(channels * pixels * sizeof(Element), edge);
+  const GuardedBytes output(count * stride * sizeof(Element), edge);
   auto* in = reinterpret_cast<Element*>(input.data());
   auto* out = reinterpret_cast<Element*>(output.data());
   for (std::int64_t i = 0; i < channels * pixels; ++i) in[i] = static_cast<Element>(1 + i % 127);
@@ -56,8 +56,10 @@ TYPED_TEST(ConvPatches, are_what_the_kernel_covers) {
                                 .padding = {1, 1, padding},
                                 .dilation = {1, 1, dilation}};
           const std::int64_t positions = shape.positions();
-          expect_patches<TypeParam>(shape, 0, positions);
-          expect_patches<TypeParam>(shape, positions / 3, positions / 2);
+          for (const Edge edge : kEdges) {
+            expect_patches<TypeParam>(shape, 0, positions, edge);
+            expect_patches<TypeParam>(shape, positions / 3, positions / 2, edge);
+          }
         }
       }
     }
@@ -72,8 +74,10 @@ TYPED_TEST(ConvPatches, of_one_tap_are_pixels) {
                             .input = {1, 4, 7},
                             .stride = {1, 1, stride},
                             .padding = {0, padding, padding}};
-      expect_patches<TypeParam>(shape, 0, shape.positions());
-      expect_patches<TypeParam>(shape, 3, 5);
+      for (const Edge edge : kEdges) {
+        expect_patches<TypeParam>(shape, 0, shape.positions(), edge);
+        expect_patches<TypeParam>(shape, 3, 5, edge);
+      }
     }
   }
 }

@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <vector>
 
 #include <gtest/gtest.h>
 
-#include "kernels/guarded_bytes.h"
-#include "kernels/weights.h"
+#include "kernels/guarded_weight.h"
 
 namespace quantal::kernels {
 namespace {
@@ -20,33 +18,37 @@ class Gathered : public testing::TestWithParam<std::tuple<Isa, QTypeId, FloatTyp
   QTypeId qtype() const { return std::get<1>(GetParam()); }
   FloatType type() const { return std::get<2>(GetParam()); }
 
-  // The canonical form at the end of pages, and so is the result.
+  // The canonical form lies at an edge of memory, and so does the result.
   void compare(const RandomWeight& weight, const std::vector<std::int64_t>& indices) const {
     const WeightSpec& spec = weight.spec;
     SCOPED_TRACE(testing::Message()
                  << spec.rows << " x " << spec.columns << " by " << spec.group_size);
-    const auto count = static_cast<std::int64_t>(indices.size());
-    const GuardedBytes data(static_cast<std::int64_t>(weight.data.size()));
-    std::memcpy(data.data(), weight.data.data(), weight.data.size());
-    const GuardedBytes y(count * spec.columns * size_of(type()));
-    CanonicalWeight canonical = weight.canonical();
-    canonical.data = reinterpret_cast<const std::uint8_t*>(data.data());
-    gather_rows(isa(), spec, canonical, indices.data(), count, type(), y.data());
-    for (std::int64_t i = 0; i < count; ++i) {
+    for (const Edge edge : kEdges) {
+      const auto count = static_cast<std::int64_t>(indices.size());
+      const GuardedBytes y(count * spec.columns * size_of(type()), edge);
+      const GuardedCanonical canonical(weight, edge);
+      gather_rows(isa(), spec, canonical.get(), indices.data(), count, type(), y.data());
+      expect_rows(weight, indices, y.data());
+    }
+  }
+
+ private:
+  void expect_rows(const RandomWeight& weight, const std::vector<std::int64_t>& indices,
+                   const std::byte* y) const {
+    const WeightSpec& spec = weight.spec;
+    for (std::int64_t i = 0; i < std::ssize(indices); ++i) {
       for (std::int64_t c = 0; c < spec.columns; ++c) {
         // Doubles hold each operation exactly: it is rounded to fp32 once. fp16 saturates.
         float wanted = value_of(weight, indices[i], c);
         if (type() == FloatType::kF16) wanted = std::clamp(wanted, -65504.0F, 65504.0F);
         float stored = 0;
         store_float(&stored, 0, type(), wanted);
-        ASSERT_EQ(load_float(y.data(), i * spec.columns + c, type()),
-                  load_float(&stored, 0, type()))
+        ASSERT_EQ(load_float(y, i * spec.columns + c, type()), load_float(&stored, 0, type()))
             << indices[i] << ", " << c;
       }
     }
   }
 
- private:
   static float value_of(const RandomWeight& weight, std::int64_t row, std::int64_t column) {
     const std::int64_t group = weight.spec.group_size > 0 ? column / weight.spec.group_size : 0;
     const std::int64_t index = row * CanonicalCodes(weight.spec).groups() + group;

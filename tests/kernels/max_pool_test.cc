@@ -55,12 +55,12 @@ struct Call {
   std::int64_t in_size, out_size;
   GuardedBytes codes, y;
 
-  Call(const MaxPoolArgs& given, ChannelOrder order)
+  Call(const MaxPoolArgs& given, ChannelOrder order, Edge edge = Edge::kLast)
       : args(given),
         in_size(args.batch * args.channels * elements(args.input)),
         out_size(args.batch * args.channels * elements(args.output)),
-        codes(in_size),
-        y(out_size) {
+        codes(in_size, edge),
+        y(out_size, edge) {
     std::mt19937 random(3);
     for (std::int64_t i = 0; i < in_size; ++i) codes.data()[i] = static_cast<std::byte>(random());
     args.order = order;
@@ -113,9 +113,11 @@ INSTANTIATE_TEST_SUITE_P(EveryIsa, MaxPool, testing::ValuesIn(supported_isas()),
                          [](const auto& info) { return std::string(isa_name(info.param)); });
 
 TEST_P(MaxPool, takes_the_largest_code_of_every_window) {
+  Edge edge = Edge::kLast;
   for (const MaxPoolArgs& args : poolings()) {
+    edge = edge == Edge::kLast ? Edge::kFirst : Edge::kLast;
     for (const ChannelOrder order : {ChannelOrder::kPlanes, ChannelOrder::kLast}) {
-      Call call(args, order);
+      Call call(args, order, edge);
       max_pool(GetParam(), call.args);
       ASSERT_NO_FATAL_FAILURE(call.expect_maxima());
     }

@@ -52,12 +52,12 @@ std::int64_t scale_count(const WeightSpec& spec) {
 // What one call gives, between pages that cannot be read.
 struct Attempt {
   Attempt(Isa isa, const WeightSpec& spec, const std::byte* weight, FloatType type,
-          const ParallelFor& parallel_for = serial_for)
+          const ParallelFor& parallel_for = serial_for, Edge edge = Edge::kLast)
       : size(canonical_data_size(spec)),
         scale_size(scale_count(spec) * size_of(spec.scale_type)),
-        data(size),
-        scale(scale_size),
-        shift(scale_size),
+        data(size, edge),
+        scale(scale_size, edge),
+        shift(scale_size, edge),
         affine(CanonicalCodes(spec).bits() < 8) {
     result = quantize_weight(isa,
                              {.spec = spec,
@@ -109,14 +109,15 @@ class QuantizeWeight : public testing::TestWithParam<std::tuple<Isa, QTypeId, Fl
   void compare(WeightSpec s, Kind kind) const {
     SCOPED_TRACE(testing::Message() << s.rows << " x " << s.columns << " by " << s.group_size
                                     << ", kind " << static_cast<int>(kind));
-    const GuardedBytes weight(bytes(s));
+    const Edge edge = kEdges[(s.rows + s.columns) % 2];
+    const GuardedBytes weight(bytes(s), edge);
     fill(weight, s, kind);
     for (const FloatType scale_type : {type(), FloatType::kF32}) {
       s.scale_type = scale_type;
       const Attempt reference(Isa::kPortable, s, weight.data(), type());
       EXPECT_TRUE(scale_type != FloatType::kF32 ||
                   reference.result != Quantized::kNeedsFloatScales);
-      Attempt(isa(), s, weight.data(), type()).expect_equal(reference);
+      Attempt(isa(), s, weight.data(), type(), serial_for, edge).expect_equal(reference);
     }
   }
 };

@@ -48,6 +48,13 @@ TEST(Variants, no_processor_with_avx2_gets_a_portable_kernel) {
     EXPECT_EQ(find_quantize_codes(isa), find_quantize_codes(Isa::kAvx2));
     EXPECT_EQ(find_dequantize_codes(isa), find_dequantize_codes(Isa::kAvx2));
   }
+  for (const QTypeId qtype : kAllTypes) {
+    const WeightSpec spec = weight_of(qtype);
+    EXPECT_EQ(find_linear(Isa::kAvxVnni, spec), find_linear(Isa::kAvx2, spec));
+    EXPECT_EQ(find_linear(Isa::kAvx512Vnni, spec), find_linear(Isa::kAvx512, spec));
+    EXPECT_EQ(find_integer_linear(Isa::kAvx512Bf16, spec),
+              find_integer_linear(Isa::kAvx512Vnni, spec));
+  }
   EXPECT_NE(find_dequantize_range(Isa::kAvx2), find_dequantize_range(Isa::kPortable));
   EXPECT_NE(find_quantize_codes(Isa::kAvx2), find_quantize_codes(Isa::kPortable));
   EXPECT_NE(find_dequantize_codes(Isa::kAvx2), find_dequantize_codes(Isa::kPortable));

@@ -10,15 +10,18 @@
 
 namespace quantal::kernels {
 
+inline bool is_affine(QTypeId qtype) { return qtype == QTypeId::kInt2 || qtype == QTypeId::kInt4; }
+
 /// A random weight in canonical form, and its value by the definition in docs/formats.md.
 struct RandomWeight {
   WeightSpec spec;
+  std::int64_t groups;  ///< of a row
   std::vector<std::uint8_t> data;
   std::vector<std::byte> scale, shift;
 
-  explicit RandomWeight(const WeightSpec& s, unsigned seed = 0) : spec(s) {
+  explicit RandomWeight(const WeightSpec& s, unsigned seed = 0)
+      : spec(s), groups(PackedLayout(s).groups()) {
     std::mt19937 random(seed);
-    const std::int64_t groups = PackedLayout(spec).groups();
     const std::int64_t count = spec.rows * groups, width = size_of(spec.scale_type);
     data.resize(canonical_data_size(spec));
     scale.resize(count * width);
@@ -29,7 +32,7 @@ struct RandomWeight {
       store_float(scale.data(), i, spec.scale_type, positive(random));
       if (is_affine()) store_float(shift.data(), i, spec.scale_type, any(random));
     }
-    make_valid(groups);
+    make_valid();
   }
 
   bool is_affine() const { return bits() < 8; }
@@ -41,33 +44,59 @@ struct RandomWeight {
     return {data.data(), scale.data(), is_affine() ? shift.data() : nullptr};
   }
 
-  std::vector<std::byte> packed() const {
-    const PackedLayout layout(spec);
-    // Aligned by hand: the layout asks for 64 bytes.
-    std::vector<std::byte> bytes(layout.size() + 64);
-    pack(layout, canonical(), align(bytes));
-    return bytes;
-  }
-  static std::byte* align(std::vector<std::byte>& bytes) {
-    const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
-    return bytes.data() + (64 - address % 64) % 64;
-  }
-
-  double value(std::int64_t row, std::int64_t column) const {
-    const std::int64_t groups = PackedLayout(spec).groups();
+  /// What an element is made of: scale · code − shift.
+  struct Parts {
+    double scale, code, shift;
+    double value() const { return scale * code - shift; }
+    /// What the roundings of a sum of it are relative to.
+    double size() const { return std::abs(scale * code) + std::abs(shift); }
+  };
+  Parts parts(std::int64_t row, std::int64_t column) const {
     const std::int64_t group = spec.group_size > 0 ? column / spec.group_size : 0;
     const std::int64_t index = row * groups + group;
-    const double code = code_at(index, column - group * spec.group_size);
-    const double s = load_float(scale.data(), index, spec.scale_type);
-    return is_affine() ? s * code - load_float(shift.data(), index, spec.scale_type) : s * code;
+    return {load_float(scale.data(), index, spec.scale_type),
+            code_at(index, column - group * spec.group_size),
+            is_affine() ? load_float(shift.data(), index, spec.scale_type) : 0.0};
+  }
+  double value(std::int64_t row, std::int64_t column) const { return parts(row, column).value(); }
+
+  /// Multiplies all scales and shifts, and with them the weight.
+  void scale_by(float factor) {
+    for (auto* numbers : {&scale, &shift}) {
+      const auto count = static_cast<std::int64_t>(numbers->size()) / size_of(spec.scale_type);
+      for (std::int64_t i = 0; i < count; ++i) {
+        const float number = load_float(numbers->data(), i, spec.scale_type);
+        store_float(numbers->data(), i, spec.scale_type, number * factor);
+      }
+    }
+  }
+
+  /// Makes values multiples of a half, far below what fp32 can hold: sums of them are exact.
+  void make_whole() {
+    std::mt19937 random(4);
+    const auto count = static_cast<std::int64_t>(scale.size()) / size_of(spec.scale_type);
+    for (std::int64_t i = 0; i < count; ++i) {
+      store_float(scale.data(), i, spec.scale_type,
+                  std::ldexp(1.0F, static_cast<int>(random() % 3) - 1));
+      if (is_affine())
+        store_float(shift.data(), i, spec.scale_type, static_cast<float>(random() % 9) - 4);
+    }
+    if (is_affine() || spec.qtype == QTypeId::kInt8) return;
+    for (std::uint8_t& byte : data) byte = float8_code(static_cast<float>(random() % 15) - 7);
   }
 
  private:
   std::int64_t width() const { return spec.group_size > 0 ? spec.group_size : spec.columns; }
 
+  std::uint8_t float8_code(float value) const {
+    return spec.qtype == QTypeId::kFloat8E4M3FN     ? e4m3fn_code(value)
+           : spec.qtype == QTypeId::kFloat8E4M3FNUZ ? e4m3fnuz_code(value)
+                                                    : e5m2_code(value);
+  }
+
   std::uint8_t raw_code(std::int64_t code_row, std::int64_t column) const {
     const std::int64_t per_byte = 8 / bits();
-    const std::int64_t rows = spec.rows * PackedLayout(spec).groups();
+    const std::int64_t rows = spec.rows * groups;
     const std::int64_t packed_rows = (rows + per_byte - 1) / per_byte;
     const std::uint8_t byte = data[code_row % packed_rows * width() + column];
     const auto bit = bits() * (code_row / packed_rows);
@@ -91,7 +120,7 @@ struct RandomWeight {
   }
 
   // float8 without NaN and infinity; padding as the canonical form has it.
-  void make_valid(std::int64_t groups) {
+  void make_valid() {
     for (std::uint8_t& byte : data) {
       if (spec.qtype == QTypeId::kFloat8E4M3FN && (byte & 0x7F) == 0x7F) byte ^= 1;
       if (spec.qtype == QTypeId::kFloat8E4M3FNUZ && byte == 0x80) byte = 0;

@@ -14,7 +14,7 @@ _are_transforms_active = torch._C._are_functorch_transforms_active
 
 def transforms_active() -> bool:
     """Whether a transform of torch.func (grad, vjp, vmap, …) runs this code."""
-    return not _is_compiling() and _are_transforms_active()
+    return _are_transforms_active() and not _is_compiling()
 
 
 class _StraightThrough(torch.autograd.Function):
