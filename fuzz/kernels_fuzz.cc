@@ -137,9 +137,12 @@ void compare_weights(Bytes& bytes, const RandomWeight& weight, FloatType type) {
   const WeightSpec& spec = weight.spec;
   const Edge edge = bytes.one_of(kEdges);
   const GuardedPacked packed(weight, edge);
-  const GuardedCanonical canonical(weight, edge), unpacked(spec, edge);
-  unpack(packed.layout, packed.data(), unpacked.room(), in_parts(3));
-  require(unpacked.equals(weight), "unpack");
+  const GuardedCanonical canonical(weight, edge);
+  for (const Isa isa : supported_isas()) {
+    const GuardedCanonical unpacked(spec, edge);
+    unpack(packed.layout, packed.data(), unpacked.room(), in_parts(3), isa);
+    require(unpacked.equals(weight), "unpack " + std::string(isa_name(isa)));
+  }
   const std::int64_t begin = bytes.below(spec.rows + 1);
   const std::int64_t count = bytes.below(spec.rows - begin + 1);
   const std::int64_t size = count * spec.columns * size_of(type);

@@ -44,9 +44,11 @@ TEST(PackedLayout, packing_loses_nothing) {
     const RandomWeight weight(spec);
     for (const Edge edge : kEdges) {
       const GuardedPacked packed(weight, edge);
-      const GuardedCanonical canonical(spec, edge);
-      unpack(packed.layout, packed.data(), canonical.room(), two_threads);
-      EXPECT_TRUE(canonical.equals(weight)) << name_of(spec);
+      for (const Isa isa : supported_isas()) {
+        const GuardedCanonical canonical(spec, edge);
+        unpack(packed.layout, packed.data(), canonical.room(), two_threads, isa);
+        EXPECT_TRUE(canonical.equals(weight)) << isa_name(isa) << ' ' << name_of(spec);
+      }
     }
   }
 }
