@@ -7,7 +7,6 @@ Times of int8 activations include quantizing them, from float to float.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -263,10 +262,7 @@ def main() -> int:
         "results": results,
     }
     stem = "conv-quick" if given.quick else f"conv-{given.isa}"
-    (given.output / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n")
-    text = markdown(document)
-    (given.output / f"{stem}.md").write_text(text)
-    print(text)
+    report.save(document, markdown(document), given.output, stem)
     return 0
 
 

@@ -6,7 +6,6 @@ that what else the machine does meets both.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -152,10 +151,7 @@ def main() -> int:
         "results": results,
     }
     stem = "python-call-quick" if given.quick else "python-call"
-    (given.output / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n")
-    text = markdown(document)
-    (given.output / f"{stem}.md").write_text(text)
-    print(text)
+    report.save(document, markdown(document), given.output, stem)
     return 0
 
 

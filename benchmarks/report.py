@@ -223,6 +223,13 @@ def plot(results: Results, path: Path) -> None:
     pyplot.close(figure)
 
 
+def save(document: dict[str, Any], text: str, folder: Path, stem: str) -> None:
+    """Writes STEM.json and STEM.md, and prints the text."""
+    (folder / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / f"{stem}.md").write_text(text)
+    print(text)
+
+
 def write(path: Path) -> int:
     """Writes FILE.md and FILE.png beside FILE.json."""
     results = Results(json.loads(path.read_text()))

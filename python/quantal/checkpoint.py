@@ -10,6 +10,7 @@ import torch
 from .container import NAMES, Container, write_container
 from .loading import load_into
 from .nn import QEmbedding, QModuleMixin, QWeight
+from .nn.qmodule import SCALES
 from .optimizers import Optimizer, default_optimizer
 from .parameters import quantized_parameters
 from .quantize import quantization_map, unchanged_on_error
@@ -63,7 +64,7 @@ class _Saving:
                         state.pop(f"{key}.{part}")
                 elif state.pop(key, None) is None:
                     continue  # not persistent
-                if name in _SCALES and isinstance(module, QModuleMixin):
+                if name in SCALES and isinstance(module, QModuleMixin):
                     self._add_scale(key, value, module)
                 elif self._is_first(key, value):
                     self._add(key, name, value, module, schemes.get((id(module), name)))
@@ -125,9 +126,6 @@ class _Saving:
         if tensor.dtype not in NAMES:
             raise ValueError(f"[quantal.save] '{key}': no file holds {tensor.dtype}")
         self.tensors[key] = tensor.detach()
-
-
-_SCALES = ("input_scale", "output_scale")
 
 
 def _entries(module: torch.nn.Module) -> list[tuple[str, Any]]:

@@ -7,13 +7,12 @@ import torch
 
 from .container import Container
 from .nn import QModuleMixin, QWeight
+from .nn.qmodule import SCALES
 from .parameters import _HasLiveParameters, quantized_parameters, schemes_of
 from .qtype import qtype as QType  # noqa: N812
 from .records import Record, Records, dtype_name
 
 __all__ = ["load_into"]
-
-_SCALES = ("input_scale", "output_scale")
 
 
 def load_into(
@@ -49,7 +48,7 @@ def load_into(
             raise file.error("; ".join(problems[:10]) + more)
         _put(model, file, given, device, assign)
         for key, (module, _) in places.items():
-            for name in _SCALES if isinstance(module, QModuleMixin) else ():
+            for name in SCALES if isinstance(module, QModuleMixin) else ():
                 own = getattr(module, name)
                 value = given[key.removesuffix("weight") + name]
                 setattr(module, name, value.to(device or own.device))
@@ -177,13 +176,13 @@ def _set_scales(file: Container, records: Records, places: dict, given: dict) ->
             continue
         first = first_keys.setdefault(id(module), key)
         if first != key:  # a second name of the same module
-            for name in _SCALES:
+            for name in SCALES:
                 scale_key = f"{key.removesuffix('weight')}{name}"
                 wanted.add(scale_key)
                 given[scale_key] = given[f"{first.removesuffix('weight')}{name}"]
             continue
         record = records.of(key)
-        for name in _SCALES:
+        for name in SCALES:
             scale_key = f"{key.removesuffix('weight')}{name}"
             wanted.add(scale_key)
             stored = given.get(scale_key)
@@ -254,7 +253,7 @@ def _mismatches(
 
 def _may_be_wide(key: str, value: torch.Tensor) -> bool:
     """Scales that the model's dtype cannot hold are fp32."""
-    return key.endswith(("._scale", "._shift", *_SCALES)) and value.dtype == torch.float32
+    return key.endswith(("._scale", "._shift", *SCALES)) and value.dtype == torch.float32
 
 
 def _is_positive(scale: torch.Tensor) -> bool:

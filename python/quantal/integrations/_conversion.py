@@ -6,6 +6,8 @@ import torch
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
+from ..nn.qmodule import SCALES
+
 __all__ = ["QuantizeOnLoad"]
 
 
@@ -29,6 +31,6 @@ class QuantizeOnLoad(ConversionOps):
         self.hf_quantizer.load_and_freeze(model, full_layer_name, value)
         module, _ = get_module_from_name(model, full_layer_name)
         module._is_hf_initialized = True
-        for name in ("weight", "input_scale", "output_scale"):
+        for name in ("weight", *SCALES):
             missing_keys.discard(f"{full_layer_name.rpartition('.')[0]}.{name}")
         return {}

@@ -24,7 +24,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..nn import PackedCodes, QModuleMixin, QWeight
-from ..nn.qmodule import DYNAMIC, quantize_module
+from ..nn.qmodule import DYNAMIC, SCALES, quantize_module
 from ..optimizers import AbsmaxOptimizer, HqqOptimizer, MaxOptimizer, Optimizer
 from ..qtype import find_qtype, qfloat8_e4m3fnuz
 
@@ -244,7 +244,7 @@ class QuantalHfQuantizer(HfQuantizer):
             f"{name}.{scale}"
             for name, module in model.named_modules()
             if isinstance(module, QModuleMixin)
-            for scale in ("input_scale", "output_scale")
+            for scale in SCALES
         }
         return [key for key in missing_keys if self.pre_quantized or key not in known]
 
@@ -298,7 +298,7 @@ class QuantalHfQuantizer(HfQuantizer):
 
 
 def _fill_scales(module: QModuleMixin, device: Any) -> None:
-    for name in ("input_scale", "output_scale"):
+    for name in SCALES:
         setattr(module, name, torch.ones_like(getattr(module, name), device=device))
 
 

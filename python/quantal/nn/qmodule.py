@@ -18,7 +18,7 @@ __all__ = ["QModuleMixin", "quantize_module", "register_qmodule"]
 _QMODULE_TABLE: dict[type, type["QModuleMixin"]] = {}
 
 #: Buffers of every quantized module: one number each, 1 until they are calibrated.
-_SCALES = ("input_scale", "output_scale")
+SCALES = ("input_scale", "output_scale")
 #: Name of activations that are always quantized with scales found at run time.
 DYNAMIC = "dynamic-"
 
@@ -376,7 +376,7 @@ class QModuleMixin(_Module):
             self._modules["weight"] = value
             return
         super().__setattr__(name, value)
-        if name in _SCALES and isinstance(value, torch.Tensor):
+        if name in SCALES and isinstance(value, torch.Tensor):
             self._note_scale(name)
         elif name == "forward":  # accelerate wraps it when it has loaded a checkpoint
             self._note_scales()
@@ -385,7 +385,7 @@ class QModuleMixin(_Module):
 
     def _note_scales(self) -> None:
         """Some loaders write to buffers, or put others in their place, behind the module's back."""
-        for name in _SCALES:
+        for name in SCALES:
             self._note_scale(name)
 
     def _note_scale(self, name: str) -> None:
@@ -403,12 +403,13 @@ class QModuleMixin(_Module):
         """Quantizes the output in a hook, before other hooks see it: where it has a scale only,
         since a hook is dear."""
         is_wanted = is_wanted and self.activation_qtype is not None and not self.dynamic
-        hook = self._quantize_hooks.pop("output", None)
-        if hook is not None:
-            hook.remove()
+        if is_wanted == ("output" in self._quantize_hooks):
+            return
         if is_wanted:
-            made = self.register_forward_hook(self.quantize_output, prepend=True)
-            self._quantize_hooks["output"] = made
+            hook = self.register_forward_hook(self.quantize_output, prepend=True)
+            self._quantize_hooks["output"] = hook
+        else:
+            self._quantize_hooks.pop("output").remove()
 
     def activation_arguments(self) -> tuple[str, torch.Tensor | None]:
         """The qtype's name and the calibrated scale of the input, as operators take them; no scale
@@ -451,7 +452,7 @@ class QModuleMixin(_Module):
         return wrap(ops.quantize_activation(output, self.activation_qtype.name, self.output_scale))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QModuleMixin":
-        before = {name: self._buffers.get(name) for name in _SCALES}
+        before = {name: self._buffers.get(name) for name in SCALES}
         super()._apply(fn, recurse)
         for name, scale in before.items():
             now: Any = self._buffers.get(name)
@@ -476,8 +477,8 @@ class QModuleMixin(_Module):
     ) -> None:
         self._freeze_for(state_dict, prefix + "weight.")
         if not self._has_scales(state_dict, prefix):
-            state_dict |= {prefix + name: self._buffers[name] for name in _SCALES}
-        for name in _SCALES:
+            state_dict |= {prefix + name: self._buffers[name] for name in SCALES}
+        for name in SCALES:
             given, own = state_dict.get(prefix + name), self._buffers[name]
             if given is not None and own is not None and _is_lost(given, given.to(own.dtype)):
                 self._buffers[name] = own.to(given.dtype)  # a place for it
@@ -488,7 +489,7 @@ class QModuleMixin(_Module):
 
     def _has_scales(self, state_dict: dict, prefix: str) -> bool:
         """Whether it must have scales of activations: that of a float model has none."""
-        keys = _SCALES
+        keys = SCALES
         if self.activation_qtype is not None and not self.dynamic:
             keys += ("weight._data", "weight._data._data")
         return any(prefix + key in state_dict for key in keys)

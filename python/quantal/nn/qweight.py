@@ -150,7 +150,8 @@ class QWeight(QuantizedLike, _Parts):
         return data, parts["_scale"], parts["_shift"]
 
     def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """What calling gives, without what a call costs where no hook wants it."""
+        """What calling gives, without what calls cost where no hook wants them: every call of a
+        quantized module comes by, which is why forward() is written out."""
         if self._forward_pre_hooks or self._forward_hooks or "forward" in self.__dict__:
             return self()
         parts: dict[str, Any] = self._parameters
