@@ -5,6 +5,8 @@
 
 #include <cstring>
 
+#include "kernels/for_qtype.h"
+
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
@@ -92,20 +94,7 @@ void gather_as(const Gather& gather, std::int64_t begin, std::int64_t end) {
 }  // namespace
 
 void gather_rows__avx2(const Gather& gather, std::int64_t begin, std::int64_t end) {
-  switch (gather.spec.qtype) {
-    case QTypeId::kInt2:
-      return gather_as<QTypeId::kInt2>(gather, begin, end);
-    case QTypeId::kInt4:
-      return gather_as<QTypeId::kInt4>(gather, begin, end);
-    case QTypeId::kInt8:
-      return gather_as<QTypeId::kInt8>(gather, begin, end);
-    case QTypeId::kFloat8E4M3FN:
-      return gather_as<QTypeId::kFloat8E4M3FN>(gather, begin, end);
-    case QTypeId::kFloat8E4M3FNUZ:
-      return gather_as<QTypeId::kFloat8E4M3FNUZ>(gather, begin, end);
-    case QTypeId::kFloat8E5M2:
-      return gather_as<QTypeId::kFloat8E5M2>(gather, begin, end);
-  }
+  for_qtype(gather.spec.qtype, [&]<QTypeId qtype>() { gather_as<qtype>(gather, begin, end); });
 }
 
 }  // namespace quantal::kernels

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/for_qtype.h"
 #include "kernels/linear.h"
 #include "kernels/scratch.h"
 
@@ -380,20 +381,7 @@ void run(const LinearArgs& args, const ParallelFor& parallel_for) {
 
 void linear__avx2(const LinearArgs& args, const ParallelFor& parallel_for) {
   if (args.tokens == 0) return;
-  switch (args.layout->spec().qtype) {
-    case QTypeId::kInt2:
-      return run<QTypeId::kInt2>(args, parallel_for);
-    case QTypeId::kInt4:
-      return run<QTypeId::kInt4>(args, parallel_for);
-    case QTypeId::kInt8:
-      return run<QTypeId::kInt8>(args, parallel_for);
-    case QTypeId::kFloat8E4M3FN:
-      return run<QTypeId::kFloat8E4M3FN>(args, parallel_for);
-    case QTypeId::kFloat8E4M3FNUZ:
-      return run<QTypeId::kFloat8E4M3FNUZ>(args, parallel_for);
-    case QTypeId::kFloat8E5M2:
-      return run<QTypeId::kFloat8E5M2>(args, parallel_for);
-  }
+  for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() { run<qtype>(args, parallel_for); });
 }
 
 }  // namespace quantal::kernels

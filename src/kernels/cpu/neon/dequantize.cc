@@ -9,7 +9,6 @@
 namespace quantal::kernels {
 namespace {
 
-constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
 constexpr int kLines = 4;
 
 // words[line] has a word of every row; afterwards words[row] has one of every line.

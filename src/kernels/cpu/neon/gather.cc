@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels/cpu/neon/numbers.h"
+#include "kernels/for_qtype.h"
 
 namespace quantal::kernels {
 namespace {
@@ -75,20 +76,7 @@ void gather_all(const Gather& gather, std::int64_t begin, std::int64_t end) {
 }  // namespace
 
 void gather_rows__neon(const Gather& gather, std::int64_t begin, std::int64_t end) {
-  switch (gather.spec.qtype) {
-    case QTypeId::kInt2:
-      return gather_all<QTypeId::kInt2>(gather, begin, end);
-    case QTypeId::kInt4:
-      return gather_all<QTypeId::kInt4>(gather, begin, end);
-    case QTypeId::kInt8:
-      return gather_all<QTypeId::kInt8>(gather, begin, end);
-    case QTypeId::kFloat8E4M3FN:
-      return gather_all<QTypeId::kFloat8E4M3FN>(gather, begin, end);
-    case QTypeId::kFloat8E4M3FNUZ:
-      return gather_all<QTypeId::kFloat8E4M3FNUZ>(gather, begin, end);
-    case QTypeId::kFloat8E5M2:
-      return gather_all<QTypeId::kFloat8E5M2>(gather, begin, end);
-  }
+  for_qtype(gather.spec.qtype, [&]<QTypeId qtype>() { gather_all<qtype>(gather, begin, end); });
 }
 
 }  // namespace quantal::kernels

@@ -17,9 +17,6 @@
 namespace quantal::kernels {
 namespace {
 
-constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
-constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
-constexpr int kPrefetchBytes = 1024;
 // Columns after which the other part of a tile has its turn, while the whole tile's lines and the
 // tokens are in the first-level cache.
 constexpr std::int64_t kChunkColumns = 1024;

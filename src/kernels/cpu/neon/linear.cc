@@ -8,13 +8,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 
 #include "kernels/cpu/neon/activations.h"
 #include "kernels/cpu/neon/decode.h"
 #include "kernels/cpu/neon/rows.h"
 #include "kernels/cpu/neon/tile_sums.h"
-#include "kernels/scratch.h"
+#include "kernels/for_qtype.h"
 
 namespace quantal::kernels {
 namespace {
@@ -166,26 +165,6 @@ void multiply_group(const LinearArgs& args, const Activations<float>& x, const f
 }
 
 template <QTypeId qtype>
-void many_tokens(const LinearArgs& args, const Activations<float>& x,
-                 const ParallelFor& parallel_for) {
-  const PackedLayout& layout = *args.layout;
-  const GroupSums x_sums(args, x, parallel_for);
-  parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
-    const Scratch panel(kPanelColumns * kTileRows), sums(args.tokens * kTileRows);
-    for (std::int64_t tile = begin; tile < end; ++tile) {
-      const std::byte* data = args.weight + tile * layout.tile_bytes();
-      std::memset(sums.data(), 0, args.tokens * kTileRows * sizeof(float));
-      for (std::int64_t g = 0; g < layout.groups(); ++g) {
-        multiply_group<qtype>(args, x, x_sums.group(g), data, g, panel.data(), sums.data());
-      }
-      for (std::int64_t t = 0; t < args.tokens; ++t) {
-        store_tile(args, tile, t, sums.data() + t * kTileRows);
-      }
-    }
-  });
-}
-
-template <QTypeId qtype>
 void run(const LinearArgs& args, const ParallelFor& parallel_for) {
   const Activations<float> x(args, parallel_for);
   switch (args.tokens) {
@@ -198,7 +177,11 @@ void run(const LinearArgs& args, const ParallelFor& parallel_for) {
     case kFewTokens:
       return few_tokens<qtype, kFewTokens>(args, x, parallel_for);
     default:
-      return many_tokens<qtype>(args, x, parallel_for);
+      return many_tokens(
+          args, x,
+          [&](const float* x_sums, const std::byte* tile, std::int64_t g, float* panel,
+              float* sums) { multiply_group<qtype>(args, x, x_sums, tile, g, panel, sums); },
+          parallel_for);
   }
 }
 
@@ -206,20 +189,7 @@ void run(const LinearArgs& args, const ParallelFor& parallel_for) {
 
 void linear__neon(const LinearArgs& args, const ParallelFor& parallel_for) {
   if (args.tokens == 0) return;
-  switch (args.layout->spec().qtype) {
-    case QTypeId::kInt2:
-      return run<QTypeId::kInt2>(args, parallel_for);
-    case QTypeId::kInt4:
-      return run<QTypeId::kInt4>(args, parallel_for);
-    case QTypeId::kInt8:
-      return run<QTypeId::kInt8>(args, parallel_for);
-    case QTypeId::kFloat8E4M3FN:
-      return run<QTypeId::kFloat8E4M3FN>(args, parallel_for);
-    case QTypeId::kFloat8E4M3FNUZ:
-      return run<QTypeId::kFloat8E4M3FNUZ>(args, parallel_for);
-    case QTypeId::kFloat8E5M2:
-      return run<QTypeId::kFloat8E5M2>(args, parallel_for);
-  }
+  for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() { run<qtype>(args, parallel_for); });
 }
 
 }  // namespace quantal::kernels

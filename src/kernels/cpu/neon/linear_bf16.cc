@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/for_qtype.h"
 #include "kernels/scratch.h"
 
 #pragma GCC push_options
@@ -230,18 +231,19 @@ static_assert(kMultiplyPanel.size() == kBlockPairs);
 // sums[token] += the tile's group times every token.
 template <QTypeId qtype>
 void multiply_group(const LinearArgs& args, const Activations<std::uint16_t>& x,
-                    const float* x_sums, const std::byte* tile, std::int64_t g, bfloat16x8_t* panel,
+                    const float* x_sums, const std::byte* tile, std::int64_t g, float* panel,
                     float* sums) {
   constexpr std::int64_t kDepth = QuarterPlanes<qtype>::kPlanes * kColumns;
   constexpr std::int64_t kLines = kPanelColumns / kDepth;
   const PackedLayout& layout = *args.layout;
   const TileScales scales(layout, tile, g);
+  auto* decoded = reinterpret_cast<bfloat16x8_t*>(panel);
   for (std::int64_t i = 0; i < layout.group_lines(g); i += kLines) {
     const std::int64_t count = std::min(kLines, layout.group_lines(g) - i);
-    decode_lines<qtype>(tile + layout.group_offset(g) + i * kLineBytes, count, panel);
+    decode_lines<qtype>(tile + layout.group_offset(g) + i * kLineBytes, count, decoded);
     for (std::int64_t t = 0; t < args.tokens; t += 2 * kBlockPairs) {
       const std::int64_t tokens = std::min<std::int64_t>(2 * kBlockPairs, args.tokens - t);
-      kMultiplyPanel[(tokens + 1) / 2 - 1]({.panel = panel,
+      kMultiplyPanel[(tokens + 1) / 2 - 1]({.panel = decoded,
                                             .columns = count * kDepth,
                                             .scales = scales,
                                             .x = x.group(t, g) + i * kDepth,
@@ -254,32 +256,16 @@ void multiply_group(const LinearArgs& args, const Activations<std::uint16_t>& x,
 }
 
 template <QTypeId qtype>
-void many_tokens(const LinearArgs& args, const Activations<std::uint16_t>& x,
-                 const ParallelFor& parallel_for) {
-  const PackedLayout& layout = *args.layout;
-  const GroupSums x_sums(args, x, parallel_for);
-  parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
-    const Scratch panel(kPanelColumns * kTileRows / 2), sums(args.tokens * kTileRows);
-    auto* decoded = reinterpret_cast<bfloat16x8_t*>(panel.data());
-    for (std::int64_t tile = begin; tile < end; ++tile) {
-      const std::byte* data = args.weight + tile * layout.tile_bytes();
-      std::memset(sums.data(), 0, args.tokens * kTileRows * sizeof(float));
-      for (std::int64_t g = 0; g < layout.groups(); ++g) {
-        multiply_group<qtype>(args, x, x_sums.group(g), data, g, decoded, sums.data());
-      }
-      for (std::int64_t t = 0; t < args.tokens; ++t) {
-        store_tile(args, tile, t, sums.data() + t * kTileRows);
-      }
-    }
-  });
-}
-
-template <QTypeId qtype>
 void run(const LinearArgs& args, const ParallelFor& parallel_for) {
   const Activations<std::uint16_t> x(args, parallel_for);
   if (args.tokens <= 2) return few_tokens<qtype, 1>(args, x, parallel_for);
   if (args.tokens <= kFewTokens) return few_tokens<qtype, 2>(args, x, parallel_for);
-  many_tokens<qtype>(args, x, parallel_for);
+  many_tokens(
+      args, x,
+      [&](const float* x_sums, const std::byte* tile, std::int64_t g, float* panel, float* sums) {
+        multiply_group<qtype>(args, x, x_sums, tile, g, panel, sums);
+      },
+      parallel_for);
 }
 
 }  // namespace
@@ -287,20 +273,7 @@ void run(const LinearArgs& args, const ParallelFor& parallel_for) {
 void linear__neon_bf16(const LinearArgs& args, const ParallelFor& parallel_for) {
   if (args.tokens == 0) return;
   if (args.type != FloatType::kBF16) return linear__neon(args, parallel_for);
-  switch (args.layout->spec().qtype) {
-    case QTypeId::kInt2:
-      return run<QTypeId::kInt2>(args, parallel_for);
-    case QTypeId::kInt4:
-      return run<QTypeId::kInt4>(args, parallel_for);
-    case QTypeId::kInt8:
-      return run<QTypeId::kInt8>(args, parallel_for);
-    case QTypeId::kFloat8E4M3FN:
-      return run<QTypeId::kFloat8E4M3FN>(args, parallel_for);
-    case QTypeId::kFloat8E4M3FNUZ:
-      return run<QTypeId::kFloat8E4M3FNUZ>(args, parallel_for);
-    case QTypeId::kFloat8E5M2:
-      return run<QTypeId::kFloat8E5M2>(args, parallel_for);
-  }
+  for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() { run<qtype>(args, parallel_for); });
 }
 
 }  // namespace quantal::kernels

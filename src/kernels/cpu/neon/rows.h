@@ -19,7 +19,10 @@ namespace {
 
 constexpr std::int64_t kQuarterRows = 4;  ///< a register of fp32 has a quarter of a tile's rows
 constexpr int kQuarters = 4;
-constexpr std::int64_t kQuarterBytes = PackedLayout::kLineBytes / kQuarters;
+constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
+constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
+constexpr std::int64_t kQuarterBytes = kLineBytes / kQuarters;
+constexpr int kPrefetchBytes = 1024;
 
 /// Calls step(0), step(1), … step(count - 1), each with its number known at compile time: lanes and
 /// shifts are parts of the instruction.

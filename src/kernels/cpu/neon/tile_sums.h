@@ -3,16 +3,16 @@
 // Included by this folder's files only, below their target pragma.
 
 #include <algorithm>
+#include <cstring>
 
+#include "kernels/cpu/neon/activations.h"
 #include "kernels/cpu/neon/rows.h"
 #include "kernels/linear.h"
+#include "kernels/scratch.h"
 
 namespace quantal::kernels {
 namespace {
 
-constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
-constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
-constexpr int kPrefetchBytes = 1024;
 constexpr std::int64_t kPanelColumns = 256;  ///< of a tile, decoded: half of the first-level cache
 
 /// sums += scale · part − shift · x_sum, for the 16 rows of a tile.
@@ -36,6 +36,29 @@ inline void store_tile(const LinearArgs& args, std::int64_t tile, std::int64_t t
     store_rows(args.y, token * args.y_stride + row, args.type, rows,
                vaddq_f32(vld1q_f32(sums + q * kQuarterRows), bias));
   }
+}
+
+/// Many tokens, tile by tile. multiply_group(x_sums, tile, group, panel, sums) adds a group of a
+/// tile times every token to sums ([token][tile's rows]); its panel has room for kPanelColumns of
+/// fp32.
+template <typename Number, typename MultiplyGroup>
+void many_tokens(const LinearArgs& args, const Activations<Number>& x,
+                 const MultiplyGroup& multiply_group, const ParallelFor& parallel_for) {
+  const PackedLayout& layout = *args.layout;
+  const GroupSums x_sums(args, x, parallel_for);
+  parallel_for(layout.tiles(), [&](std::int64_t begin, std::int64_t end) {
+    const Scratch panel(kPanelColumns * kTileRows), sums(args.tokens * kTileRows);
+    for (std::int64_t tile = begin; tile < end; ++tile) {
+      const std::byte* data = args.weight + tile * layout.tile_bytes();
+      std::memset(sums.data(), 0, args.tokens * kTileRows * sizeof(float));
+      for (std::int64_t g = 0; g < layout.groups(); ++g) {
+        multiply_group(x_sums.group(g), data, g, panel.data(), sums.data());
+      }
+      for (std::int64_t t = 0; t < args.tokens; ++t) {
+        store_tile(args, tile, t, sums.data() + t * kTileRows);
+      }
+    }
+  });
 }
 
 }  // namespace
