@@ -107,8 +107,8 @@ class Forms {
   }
   void dequantize() {
     kernels::dequantize_canonical(isa(), layout_.spec(),
-                                  {bytes(parts_.data), parts_.scale.data_ptr(), shift()}, type_,
-                                  value_.data_ptr(), parallel_for);
+                                  {bytes(parts_.data), parts_.scale.data_ptr(), shift()}, 0,
+                                  value_.size(0), type_, value_.data_ptr(), parallel_for);
   }
   void dequantize_packed() {
     kernels::dequantize_range(isa(), layout_, packed(), 0, value_.size(0), type_, value_.data_ptr(),

@@ -37,6 +37,11 @@ struct QUANTAL_API ConvShape {
   /// One output channel for each input channel, of which it reads no other.
   bool is_depthwise() const { return groups == channels && rows == channels && channels > 1; }
 
+  /// One tap on every pixel: a linear over channels.
+  bool is_pointwise() const {
+    return taps() == 1 && stride == Extent{1, 1, 1} && padding == Extent{0, 0, 0};
+  }
+
   /// The pixel that a tap reads at a position, or -1 in the padding.
   std::int64_t pixel(const Extent& position, const Extent& tap) const {
     std::int64_t index = 0;

@@ -62,9 +62,10 @@ void gather_rows(Isa isa, const WeightSpec& spec, const CanonicalWeight& weight,
 }
 
 void dequantize_canonical(Isa isa, const WeightSpec& spec, const CanonicalWeight& weight,
-                          FloatType type, void* y, const ParallelFor& parallel_for) {
+                          std::int64_t first, std::int64_t count, FloatType type, void* y,
+                          const ParallelFor& parallel_for) {
   const CanonicalCodes codes(spec);
-  gather_all(isa, {spec, codes, weight, nullptr, type, y}, spec.rows, parallel_for);
+  gather_all(isa, {spec, codes, weight, nullptr, type, y, first}, count, parallel_for);
 }
 
 }  // namespace quantal::kernels

@@ -17,9 +17,10 @@ QUANTAL_API void gather_rows(Isa isa, const WeightSpec& spec, const CanonicalWei
                              const std::int64_t* indices, std::int64_t count, FloatType type,
                              void* y, const ParallelFor& parallel_for = serial_for);
 
-/// The same for all rows, in their order.
+/// The same for rows [first, first + count), in their order.
 QUANTAL_API void dequantize_canonical(Isa isa, const WeightSpec& spec,
-                                      const CanonicalWeight& weight, FloatType type, void* y,
+                                      const CanonicalWeight& weight, std::int64_t first,
+                                      std::int64_t count, FloatType type, void* y,
                                       const ParallelFor& parallel_for = serial_for);
 
 /// What all of its rows have in common.
@@ -27,11 +28,12 @@ struct Gather {
   const WeightSpec& spec;
   const CanonicalCodes& codes;
   const CanonicalWeight& weight;
-  const std::int64_t* indices;  ///< null: every row, in order
+  const std::int64_t* indices;  ///< null: rows in order, from `first` on
   FloatType type;
   void* y;
+  std::int64_t first = 0;
 
-  std::int64_t row(std::int64_t i) const { return indices != nullptr ? indices[i] : i; }
+  std::int64_t row(std::int64_t i) const { return indices != nullptr ? indices[i] : first + i; }
 };
 
 // Rows [begin, end) of y, per instruction set.

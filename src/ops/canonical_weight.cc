@@ -83,6 +83,14 @@ CanonicalMatrix::CanonicalMatrix(const char* op, const at::Tensor& data, const a
     : codes_(canonical_codes(op, data, scale, shift, qtype, group_size,
                              {rows_of(op, scale, group_size, columns), columns})) {}
 
+CanonicalMatrix::CanonicalMatrix(const WeightCodes& codes) : codes_(codes) {
+  codes_.sizes = {codes.rows(), codes.row_length()};
+  const auto scales = scale_shape(codes.qtype, codes_.sizes, codes.group_size);
+  codes_.data = codes.data.reshape(data_shape(codes.qtype, codes_.sizes, codes.group_size));
+  codes_.scale = codes.scale.reshape(scales);
+  if (codes.shift.defined()) codes_.shift = codes.shift.reshape(scales);
+}
+
 at::Tensor CanonicalMatrix::linear(const at::Tensor& x, const at::Tensor& given_bias,
                                    const std::optional<QType>& activations,
                                    const at::Tensor& scale) const {

@@ -25,6 +25,8 @@ class CanonicalMatrix {
   CanonicalMatrix(const char* op, const at::Tensor& data, const at::Tensor& scale,
                   const std::optional<at::Tensor>& shift, const QType& qtype,
                   std::int64_t group_size, std::int64_t columns);
+  /// The rows of a weight of any dimensions.
+  explicit CanonicalMatrix(const WeightCodes& codes);
 
   /// x · wᵀ + bias in x's dtype, x quantized to `activations` (with `scale`; one scale a token
   /// where it is undefined).

@@ -99,10 +99,15 @@ at::Tensor dequantize(const WeightCodes& codes, at::ScalarType dtype) {
   // Rows whose last group is short would be a view of whole groups.
   if (!gathers_on_cpu(codes, dtype)) return decode_weight(codes, dtype).contiguous();
   at::Tensor value = at::empty(codes.sizes, dtype);
-  const Canonical canonical(codes);
-  kernels::dequantize_canonical(kernel_isa(), canonical.spec, canonical.weight(),
-                                *float_type(dtype), value.data_ptr(), threads_for(value.numel()));
+  dequantize_into(codes, 0, value);
   return value;
+}
+
+void dequantize_into(const WeightCodes& codes, std::int64_t begin, const at::Tensor& out) {
+  const Canonical canonical(codes);
+  kernels::dequantize_canonical(kernel_isa(), canonical.spec, canonical.weight(), begin,
+                                out.size(0), *float_type(out.scalar_type()), out.mutable_data_ptr(),
+                                threads_for(out.numel()));
 }
 
 void check_indices(const at::Tensor& indices, std::int64_t rows) {

@@ -26,6 +26,9 @@ at::Tensor dequantize(const WeightCodes& codes, at::ScalarType dtype);
 
 /// Whether gather_on_cpu() takes them.
 bool gathers_on_cpu(const WeightCodes& codes, at::ScalarType dtype);
+/// Rows [begin, begin + out.size(0)) of the value into `out`, contiguous, of a dtype that
+/// gathers_on_cpu() takes.
+void dequantize_into(const WeightCodes& codes, std::int64_t begin, const at::Tensor& out);
 /// What decode_rows() gives.
 at::Tensor gather_on_cpu(const WeightCodes& codes, const at::Tensor& indices, at::ScalarType dtype);
 

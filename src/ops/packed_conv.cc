@@ -55,6 +55,23 @@ void write_all_patches(const ConvShape& shape, const at::Tensor& x, at::Tensor& 
   });
 }
 
+// (batch * positions, columns)
+at::Tensor patches_of(const ConvShape& shape, const at::Tensor& x) {
+  const bool from_pixels = kernels::patch_order(shape) == ChannelOrder::kLast;
+  // (batch, pixels, channels) or (batch, channels, pixels)
+  const at::Tensor planes = x.flatten(2);
+  const at::Tensor input = (from_pixels ? planes.transpose(1, 2) : planes).contiguous();
+  if (shape.is_pointwise()) return input.flatten(0, 1);
+  at::Tensor patches = at::empty(
+      {shape.batch * shape.positions(), shape.columns() + kernels::kPatchSlack}, x.options());
+  if (x.scalar_type() == at::kFloat) {
+    write_all_patches<float>(shape, input, patches);
+  } else {
+    write_all_patches<std::uint16_t>(shape, input, patches);
+  }
+  return patches.narrow(1, 0, shape.columns());
+}
+
 // False where the numbers are as many as no convolution of `dims` dimensions has, or too small.
 bool fill(ConvShape::Extent& extent, const std::vector<std::int64_t>& values, std::int64_t dims,
           std::int64_t least) {
@@ -151,23 +168,11 @@ bool prefers_patches(const ConvShape& shape) {
          shape.rows * shape.columns() >= kLargeWeight && kernel_isa() != Isa::kPortable;
 }
 
-at::Tensor patch_convolution(const PackedWeight& weight, std::int64_t begin, const ConvShape& shape,
-                             const at::Tensor& x, const at::Tensor& bias) {
-  const bool from_pixels = kernels::patch_order(shape) == ChannelOrder::kLast;
-  // (batch, pixels, channels) or (batch, channels, pixels)
-  const at::Tensor planes = x.flatten(2);
-  const at::Tensor input = (from_pixels ? planes.transpose(1, 2) : planes).contiguous();
-  at::Tensor patches = at::empty(
-      {shape.batch * shape.positions(), shape.columns() + kernels::kPatchSlack}, x.options());
-  if (x.scalar_type() == at::kFloat) {
-    write_all_patches<float>(shape, input, patches);
-  } else {
-    write_all_patches<std::uint16_t>(shape, input, patches);
-  }
-  const at::Tensor y =
-      weight.linear(patches.narrow(1, 0, shape.columns()), bias, begin, shape.rows);
-  const at::Tensor planes_last = y.view({shape.batch, shape.positions(), shape.rows});
-  return planes_last.transpose(1, 2)
+at::Tensor patch_convolution(const ConvShape& shape, const at::Tensor& x,
+                             const std::function<at::Tensor(const at::Tensor&)>& linear) {
+  const at::Tensor y = linear(patches_of(shape, x));
+  return y.view({shape.batch, shape.positions(), shape.rows})
+      .transpose(1, 2)
       .unflatten(2, at::IntArrayRef(output_sizes(shape, x.dim())).slice(2))
       .contiguous(x.suggest_memory_format());
 }

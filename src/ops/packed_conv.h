@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -50,11 +51,11 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
 /// time than to dequantize its weight.
 bool prefers_patches(const kernels::ConvShape& shape);
 
-/// Rows [begin, begin + shape.rows) of `weight` over floats, as a linear of the patches that the
-/// kernel covers: the weight is never dequantized as a whole. In x's dtype and memory format.
-/// Precondition: PackedWeight::takes_activations(x), begins_tile(begin), shape.groups == 1.
-at::Tensor patch_convolution(const PackedWeight& weight, std::int64_t begin,
-                             const kernels::ConvShape& shape, const at::Tensor& x,
-                             const at::Tensor& bias);
+/// A convolution of floats as a linear of the patches that the kernel covers, so that the weight is
+/// never dequantized as a whole: `linear` takes (batch * positions, columns) to (…, rows). In x's
+/// dtype and memory format.
+/// Precondition: PackedWeight::takes_activations(x), shape.groups == 1.
+at::Tensor patch_convolution(const kernels::ConvShape& shape, const at::Tensor& x,
+                             const std::function<at::Tensor(const at::Tensor&)>& linear);
 
 }  // namespace quantal

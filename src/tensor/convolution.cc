@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "ops/float_conv.h"
 #include "tensor/activation.h"
 #include "tensor/autograd.h"
 #include "tensor/qtensor_impl.h"
@@ -63,7 +64,9 @@ at::Tensor packed_forward(const Packed& conv, const at::Tensor& x, const at::Ten
   const std::int64_t begin = conv.weight.rows.begin;
   if (!conv.is_integer) {
     const at::Tensor value = is_qtensor(x) ? quantized_value(x) : x;
-    return patch_convolution(weight, begin, conv.shape, value, added);
+    return patch_convolution(conv.shape, value, [&](const at::Tensor& patches) {
+      return weight.linear(patches, added, begin, conv.shape.rows);
+    });
   }
   const SampleCodes input = sample_codes(x);
   if (output_scale.defined()) {
@@ -81,13 +84,21 @@ at::Tensor input_value(const at::Tensor& x, bool is_dynamic) {
   return is_dynamic ? fake_quantize_tokens(value, qint8, TokenAxis::kFirstDim) : value;
 }
 
-at::Tensor float_convolution(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                             const ConvParams& p) {
+at::Tensor value_convolution(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                             const ConvParams& params) {
   const at::ScalarType dtype = x.scalar_type();
-  const at::Tensor kernel = as_dtype(dequantize_ste(weight), dtype);
   const at::Tensor added = as_dtype(bias, dtype);
-  return at::convolution(x, kernel, added.defined() ? std::optional(added) : std::nullopt, p.stride,
-                         p.padding, p.dilation, p.transposed, p.output_padding, p.groups);
+  return float_convolution(x, as_dtype(dequantize_ste(weight), dtype),
+                           added.defined() ? std::optional(added) : std::nullopt, params);
+}
+
+// The codes of a whole weight whose value has x's dtype; null where it has others, or is packed.
+std::shared_ptr<const WeightCodes> codes_for(const at::Tensor& x, const at::Tensor& weight) {
+  if (!is_weight(weight) || !impl_of(weight)->weight->scheme() || !shows_whole_cell(weight) ||
+      weight.scalar_type() != x.scalar_type()) {
+    return nullptr;
+  }
+  return impl_of(weight)->weight->canonical();
 }
 
 struct Convolution : Function<Convolution> {
@@ -133,16 +144,23 @@ struct Convolution : Function<Convolution> {
 at::Tensor convolution_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                            const ConvParams& params, bool is_dynamic,
                            const at::Tensor& output_scale) {
-  const auto conv = as_packed(x, weight, bias, params, is_dynamic);
-  if (!conv) return float_convolution(input_value(x, is_dynamic), weight, bias, params);
-  const bool graph =
-      x.requires_grad() || weight.requires_grad() || (bias.defined() && bias.requires_grad());
-  if (records_gradients() && graph) {
-    return Convolution::apply(x, weight, bias.defined() ? std::optional(bias) : std::nullopt, *conv,
-                              params, is_dynamic);
+  const bool graph = records_gradients() && (x.requires_grad() || weight.requires_grad() ||
+                                             (bias.defined() && bias.requires_grad()));
+  if (const auto conv = as_packed(x, weight, bias, params, is_dynamic)) {
+    if (graph) {
+      return Convolution::apply(x, weight, bias.defined() ? std::optional(bias) : std::nullopt,
+                                *conv, params, is_dynamic);
+    }
+    at::AutoDispatchBelowADInplaceOrView below;
+    return packed_forward(*conv, x, bias, output_scale);
   }
+  const at::Tensor value = input_value(x, is_dynamic);
+  const auto codes = graph ? nullptr : codes_for(value, weight);
+  if (!codes) return value_convolution(value, weight, bias, params);
   at::AutoDispatchBelowADInplaceOrView below;
-  return packed_forward(*conv, x, bias, output_scale);
+  const at::Tensor added = as_dtype(bias, value.scalar_type());
+  return dequantized_convolution(value, *codes,
+                                 added.defined() ? std::optional(added) : std::nullopt, params);
 }
 
 }  // namespace quantal

@@ -68,6 +68,12 @@ std::shared_ptr<const WeightCodes> WeightCell::codes() {
   return codes_ ? codes_ : std::make_shared<const WeightCodes>(packed_->codes());
 }
 
+std::shared_ptr<const WeightCodes> WeightCell::canonical() {
+  std::lock_guard lock(mutex_);
+  update();
+  return codes_;
+}
+
 std::shared_ptr<const PackedWeight> WeightCell::packed() {
   std::lock_guard lock(mutex_);
   update();

@@ -37,6 +37,8 @@ class WeightCell {
 
   /// The canonical codes; made for the caller where the value is packed.
   std::shared_ptr<const WeightCodes> codes();
+  /// The canonical codes; null where the value is packed.
+  std::shared_ptr<const WeightCodes> canonical();
   /// The packed form, which replaces the codes; null where kernels do not take it.
   std::shared_ptr<const PackedWeight> packed();
   /// Rows [begin, begin + count) of the float value, which packs it where kernels take it.

@@ -44,8 +44,18 @@ class Gathered : public testing::TestWithParam<std::tuple<Isa, QTypeId, FloatTyp
       const auto backwards = [](std::int64_t count, const auto& body) {
         for (std::int64_t i = count; i > 0; i -= 2) body(std::max<std::int64_t>(i - 2, 0), i);
       };
-      dequantize_canonical(isa(), spec, canonical.get(), type(), y.data(), backwards);
+      dequantize_canonical(isa(), spec, canonical.get(), 0, spec.rows, type(), y.data(), backwards);
       expect_rows(weight, rows, y.data());
+    }
+    // The last two thirds alone.
+    const std::int64_t first = spec.rows / 3;
+    const std::vector<std::int64_t> last(rows.begin() + first, rows.end());
+    for (const Edge edge : kEdges) {
+      const GuardedBytes y((spec.rows - first) * spec.columns * size_of(type()), edge);
+      const GuardedCanonical canonical(weight, edge);
+      dequantize_canonical(isa(), spec, canonical.get(), first, spec.rows - first, type(),
+                           y.data());
+      expect_rows(weight, last, y.data());
     }
   }
 

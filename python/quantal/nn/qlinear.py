@@ -47,15 +47,12 @@ class QLinear(QModuleMixin, torch.nn.Linear):
             data, scale, shift, latent = self.weight_parts()
         else:
             (data, scale, shift), latent = frozen.parts(), None
-        # `self.bias`, without what a search costs: some tools make it a property.
-        parameters = self._parameters
-        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
         activations, input_scale = "", None
         if self.activation_qtype is not None:
             activations, input_scale = self.activation_arguments()
         try:
             return _linear(
-                input, data, scale, shift, bias, qtype.name, self.weight_group_size or 0,
+                input, data, scale, shift, self.own_bias(), qtype.name, self.weight_group_size or 0,
                 latent, activations, input_scale,
             )  # fmt: skip
         except ValueError as error:  # which speaks of the parts

@@ -284,6 +284,11 @@ class QModuleMixin(_Module):
         """Whether the weight holds codes only."""
         return isinstance(self._modules.get("weight"), QWeight)
 
+    def own_bias(self) -> torch.Tensor | None:
+        """``self.bias``, without what a search costs: some tools make it a property."""
+        parameters = self._parameters
+        return parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
+
     def weight_parts(self) -> tuple:
         """``(data, scale, shift, latent)``: what operators compute with; the latent is the float
         parameter of an unfrozen module."""
