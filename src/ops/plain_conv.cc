@@ -8,9 +8,9 @@
 #include "ops/canonical_weight.h"
 #include "ops/cpu_kernels.h"
 #include "ops/fake_quantize.h"
-#include "ops/float_conv.h"
 #include "ops/packed_conv.h"
 #include "ops/plain_arguments.h"
+#include "ops/weight_only_conv.h"
 
 namespace quantal {
 namespace {
@@ -73,20 +73,6 @@ std::optional<at::Tensor> integer_result(const at::Tensor& x, const WeightCodes&
   return integer_convolution(PackedWeight(weight), 0, *shape, *codes, x.scalar_type(), bias);
 }
 
-// By a linear of patches; nothing where ATen's convolution of the dequantized weight takes less
-// time or kernels do not take it.
-std::optional<at::Tensor> patch_result(const at::Tensor& x, const WeightCodes& weight,
-                                       const ConvParams& params, const at::Tensor& bias) {
-  const auto shape = conv_shape(x.sizes(), weight.sizes, params);
-  if (!shape || !prefers_patches(*shape) || !PackedWeight::takes_activations(x) ||
-      !PackedWeight::takes(weight)) {
-    return std::nullopt;
-  }
-  return patch_convolution(*shape, x, [&](const at::Tensor& patches) {
-    return CanonicalMatrix(weight).linear(patches, bias, std::nullopt, {});
-  });
-}
-
 at::Tensor convolution_any_device(const at::Tensor& x, const at::Tensor& data,
                                   const at::Tensor& scale, const MaybeTensor& shift,
                                   const MaybeTensor& bias, c10::string_view qtype,
@@ -111,8 +97,7 @@ at::Tensor convolution_any_device(const at::Tensor& x, const at::Tensor& data,
     input = input_scale ? fake_quantize_static(x, *type, *input_scale)
                         : fake_quantize_dynamic(x, *type, TokenAxis::kFirstDim);
   }
-  if (const auto y = patch_result(input, weight, params, value_or_none(added))) return *y;
-  return dequantized_convolution(input, weight, added, params);
+  return weight_only_convolution(input, weight, added, params);
 }
 
 // The sizes, and errors of sizes that do not fit, are those of at::convolution() on no device.

@@ -3,7 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "ops/float_conv.h"
+#include "ops/weight_only_conv.h"
 #include "tensor/activation.h"
 #include "tensor/autograd.h"
 #include "tensor/qtensor_impl.h"
@@ -84,12 +84,8 @@ at::Tensor input_value(const at::Tensor& x, bool is_dynamic) {
   return is_dynamic ? fake_quantize_tokens(value, qint8, TokenAxis::kFirstDim) : value;
 }
 
-at::Tensor value_convolution(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                             const ConvParams& params) {
-  const at::ScalarType dtype = x.scalar_type();
-  const at::Tensor added = as_dtype(bias, dtype);
-  return float_convolution(x, as_dtype(dequantize_ste(weight), dtype),
-                           added.defined() ? std::optional(added) : std::nullopt, params);
+std::optional<at::Tensor> maybe_as_dtype(const at::Tensor& t, at::ScalarType dtype) {
+  return t.defined() ? std::optional(as_dtype(t, dtype)) : std::nullopt;
 }
 
 // The codes of a whole weight whose value has x's dtype; null where it has others, or is packed.
@@ -155,12 +151,14 @@ at::Tensor convolution_ste(const at::Tensor& x, const at::Tensor& weight, const 
     return packed_forward(*conv, x, bias, output_scale);
   }
   const at::Tensor value = input_value(x, is_dynamic);
+  const at::ScalarType dtype = value.scalar_type();
+  const auto added = maybe_as_dtype(bias, dtype);
   const auto codes = graph ? nullptr : codes_for(value, weight);
-  if (!codes) return value_convolution(value, weight, bias, params);
+  if (!codes) {
+    return float_convolution(value, as_dtype(dequantize_ste(weight), dtype), added, params);
+  }
   at::AutoDispatchBelowADInplaceOrView below;
-  const at::Tensor added = as_dtype(bias, value.scalar_type());
-  return dequantized_convolution(value, *codes,
-                                 added.defined() ? std::optional(added) : std::nullopt, params);
+  return weight_only_convolution(value, *codes, added, params);
 }
 
 }  // namespace quantal

@@ -83,6 +83,44 @@ def test_is_the_convolution_of_quantized_values(
         assert ((y.double() - exact).abs() <= size * max(4 * unit, 2**-20)).all()
 
 
+# Weights larger than what is dequantized at a time, and those that few positions meet.
+LARGE = [
+    Case((1, 512, 12, 11), (515, 512, 3, 3), (1, 1), (1, 1), (1, 1)),
+    Case((2, 128, 3, 5), (80, 128, 3, 3), (2, 1), (1, 1), (1, 1)),
+    Case((3, 520, 2, 3), (72, 520, 1, 1), (1, 1), (0, 0), (1, 1)),
+    Case((1, 520, 4, 4), (72, 520, 1, 1), (2, 2), (1, 1), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_large_weights_are_those_of_quantized_values(qtype: str, dtype: torch.dtype) -> None:
+    for case in LARGE:
+        weight = parts(case, qtype)
+        x, bias = torch.randn(case.x).to(dtype), torch.randn(case.weight[0]).to(dtype)
+        value = ops.decode(*weight, qtype, 0, list(case.weight), torch.float64)
+        exact = F.conv2d(x.double(), value, bias.double(), *case.arguments())
+        # Affine weights may be computed as scale * sum(code * x) - shift * sum(x).
+        largest = value.abs() + 2 * value.abs().max()
+        size = F.conv2d(x.abs().double(), largest, bias.abs().double(), *case.arguments())
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            y = call(case, x.contiguous(memory_format=memory_format), qtype, weight, bias)
+            assert y.is_contiguous(memory_format=memory_format)
+            bound = size * 2**-18 + exact.abs() * torch.finfo(dtype).eps
+            if dtype != torch.float32:  # the weight is rounded, too
+                bound += size * torch.finfo(dtype).eps
+            assert ((y.double() - exact).abs() <= bound).all()
+
+
+def test_a_result_outlives_the_next_call() -> None:
+    case = CASES[1]
+    x, one, other = torch.randn(case.x), parts(case, "qint8"), parts(case, "qint4")
+    first = call(case, x, "qint8", one)
+    before = first.clone()
+    call(case, x, "qint4", other)
+    assert torch.equal(first, before)
+
+
 @pytest.mark.parametrize("activations", ["", "qint8"])
 def test_keeps_the_memory_format_of_its_input(activations: str) -> None:
     for case in CASES:

@@ -242,6 +242,27 @@ TEST(DynamicConvolution, has_nan_where_a_sample_has) {
   EXPECT_TRUE(same(y.slice(0, 1, 2), dynamic(c, x.slice(0, 1, 2), w)));
 }
 
+// Larger than what is dequantized at a time, at more positions than are multiplied as patches.
+TEST(WeightOnlyConvolution, of_large_weights) {
+  const ConvCase c{{1, 512, 12, 11}, {515, 512, 3, 3}, {1, 1}, {1, 1}, {1, 1}};
+  const at::Tensor w = quantize_weight(normal(c.w, at::kFloat, 7));
+  const at::Tensor x = normal(c.x), bias = normal({c.w[0]}, at::kFloat, 3);
+  EXPECT_TRUE(is_convolution(c(x, w, bias), c, x, w, bias));
+  const at::Tensor last = c(x.contiguous(at::MemoryFormat::ChannelsLast), w, bias);
+  EXPECT_TRUE(last.is_contiguous(at::MemoryFormat::ChannelsLast));
+  EXPECT_TRUE(is_convolution(last, c, x, w, bias));
+  EXPECT_TRUE(same(at::conv2d(x.squeeze(0), w, bias), at::conv2d(x, w, bias).squeeze(0)));
+}
+
+TEST(WeightOnlyConvolution, names_what_does_not_fit) {
+  const at::Tensor w = quantize_weight(normal({64, 32, 3, 3}, at::kFloat, 7));
+  const at::Tensor x = normal({1, 32, 20, 20});
+  for (const std::int64_t count : {1, 63, 65, 128}) {
+    EXPECT_THAT(error_of([&] { at::conv2d(x, w, normal({count})); }), HasSubstr("bias"));
+  }
+  EXPECT_THAT(error_of([&] { at::conv2d(x.slice(1, 0, 31), w); }), HasSubstr("[64, 32, 3, 3]"));
+}
+
 TEST(DynamicConvolution, names_what_does_not_fit) {
   const ConvCase c{{3, 3, 9, 8}, {4, 3, 3, 3}, {1, 1}, {1, 1}, {1, 1}};
   const at::Tensor w = quantize_weight(normal(c.w));

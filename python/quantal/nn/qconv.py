@@ -81,16 +81,12 @@ class _QPlainConv(_QConv):
             return self._conv_forward(x, self.float_weight(x.dtype), bias)
         is_batch = input.ndim != len(self.kernel_size) + 1
         x, padding = self._padded(input if is_batch else input.unsqueeze(0))
-        frozen: Any = self._modules.get("weight")
-        weight = self.weight if frozen is None else frozen
+        activations, input_scale = self.activation_arguments()
         data, scale, shift, latent = self.weight_parts()
-        activations, input_scale = "", None
-        if self.activation_qtype is not None:
-            activations, input_scale = self.activation_arguments()
         try:
             y = _convolution(
                 x, data, scale, shift, self.own_bias(), qtype.name, self.weight_group_size or 0,
-                weight.shape, self.stride, padding, self.dilation, self.groups, latent,
+                self.weight.shape, self.stride, padding, self.dilation, self.groups, latent,
                 activations, input_scale,
             )  # fmt: skip
         except ValueError as error:  # which speaks of the parts

@@ -1,0 +1,112 @@
+#include "ops/weight_only_conv.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "ops/canonical_weight.h"
+#include "ops/cpu_kernels.h"
+#include "ops/cpu_weights.h"
+
+namespace quantal {
+namespace {
+
+using kernels::ConvShape;
+
+constexpr std::int64_t kKeptBytes = 4 << 20;
+
+// Memory that a thread keeps from one use to the next. A use within another, and one whose tensor
+// lives on, has memory of its own.
+class KeptMemory {
+ public:
+  KeptMemory() : storage_(std::exchange(kept(), {})) {
+    if (!storage_) storage_ = weight_memory({kKeptBytes}, at::kByte).storage();
+  }
+  ~KeptMemory() {
+    if (storage_.use_count() == 1) kept() = std::move(storage_);
+  }
+  KeptMemory(const KeptMemory&) = delete;
+  KeptMemory& operator=(const KeptMemory&) = delete;
+
+  // Uninitialised; fresh where it does not fit.
+  at::Tensor tensor(at::IntArrayRef sizes, at::ScalarType dtype) const {
+    const auto size = static_cast<std::int64_t>(c10::elementSize(dtype));
+    if (c10::multiply_integers(sizes) * size > kKeptBytes) return at::empty(sizes, dtype);
+    const auto release = [held = storage_](void*) {};
+    return at::from_blob(storage_.mutable_data(), sizes, release, dtype);
+  }
+
+ private:
+  static c10::Storage& kept() {
+    thread_local c10::Storage storage;
+    return storage;
+  }
+
+  c10::Storage storage_;
+};
+
+// Parts of the rows, of about one size, each of which fits the kept memory. Groups stay together.
+std::int64_t parts_of(const ConvShape& shape, at::ScalarType dtype) {
+  if (shape.groups != 1) return 1;
+  const auto row_bytes = shape.columns() * static_cast<std::int64_t>(c10::elementSize(dtype));
+  const std::int64_t rows = std::max<std::int64_t>(1, kKeptBytes / row_bytes);
+  return (shape.rows + rows - 1) / rows;
+}
+
+// Whether torch takes longer to reorder the weight for pixels whose channels lie together than it
+// takes to copy input and output.
+bool prefers_planes(const ConvShape& shape, const at::Tensor& x) {
+  if (x.suggest_memory_format() == at::MemoryFormat::Contiguous || shape.taps() == 1) return false;
+  const std::int64_t copied = x.numel() + shape.batch * shape.positions() * shape.rows;
+  return shape.rows * shape.columns() > 2 * copied;
+}
+
+// One part of the rows after the other.
+at::Tensor convolution_by_parts(const ConvShape& shape, const at::Tensor& x,
+                                const WeightCodes& weight, const std::optional<at::Tensor>& bias,
+                                const ConvParams& params) {
+  const at::ScalarType dtype = x.scalar_type();
+  const at::Tensor input = prefers_planes(shape, x) ? x.contiguous() : x;
+  const std::int64_t parts = parts_of(shape, dtype);
+  std::vector<std::int64_t> sizes = weight.sizes;
+  std::vector<at::Tensor> results;
+  for (std::int64_t i = 0; i < parts; ++i) {
+    const std::int64_t begin = shape.rows * i / parts, end = shape.rows * (i + 1) / parts;
+    sizes[0] = end - begin;
+    const KeptMemory memory;
+    const at::Tensor rows = memory.tensor(sizes, dtype);
+    dequantize_into(weight, begin, rows);
+    const auto added = bias ? std::optional(bias->narrow(0, begin, end - begin)) : bias;
+    results.push_back(float_convolution(input, rows, added, params));
+  }
+  return (parts == 1 ? results[0] : at::cat(results, 1)).contiguous(x.suggest_memory_format());
+}
+
+}  // namespace
+
+at::Tensor float_convolution(const at::Tensor& x, const at::Tensor& weight,
+                             const std::optional<at::Tensor>& bias, const ConvParams& p) {
+  return at::convolution(x, weight, bias, p.stride, p.padding, p.dilation, p.transposed,
+                         p.output_padding, p.groups);
+}
+
+at::Tensor weight_only_convolution(const at::Tensor& x, const WeightCodes& weight,
+                                   const std::optional<at::Tensor>& bias,
+                                   const ConvParams& params) {
+  const at::ScalarType dtype = x.scalar_type();
+  const auto shape = conv_shape(x.sizes(), weight.sizes, params);
+  const bool has_kernels = gathers_on_cpu(weight, dtype) && PackedWeight::takes_activations(x);
+  // Where something does not fit, torch names it.
+  if (!shape || !has_kernels || (bias && bias->sizes() != at::IntArrayRef(shape->rows))) {
+    return float_convolution(x, dequantize(weight, dtype), bias, params)
+        .contiguous(x.suggest_memory_format());
+  }
+  if (!prefers_patches(*shape)) return convolution_by_parts(*shape, x, weight, bias, params);
+  return patch_convolution(*shape, x, [&](const at::Tensor& patches) {
+    return CanonicalMatrix(weight).linear(patches, bias.value_or(at::Tensor()), std::nullopt, {});
+  });
+}
+
+}  // namespace quantal
