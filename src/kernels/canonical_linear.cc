@@ -11,6 +11,8 @@ namespace {
 constexpr std::int64_t kFewTokens = 8;
 constexpr std::int64_t kThreadBlock = 128 << 10;
 constexpr std::int64_t kSharedBlock = 2 << 20;  ///< a thread's part
+// So little is packed sooner than another thread begins.
+constexpr std::int64_t kSerialBytes = 32 << 10;
 
 std::int64_t tiles_in(const PackedLayout& layout, std::int64_t bytes) {
   return std::max<std::int64_t>(1, bytes / std::max<std::int64_t>(1, layout.tile_bytes()));
@@ -28,6 +30,17 @@ void* advanced(void* data, std::int64_t index, FloatType type) {
 }
 const void* advanced(const void* data, std::int64_t index, FloatType type) {
   return data == nullptr ? nullptr : static_cast<const std::byte*>(data) + index * size_of(type);
+}
+
+// Where rows from `row` on begin.
+template <typename Args>
+void advance_rows(Args& args, std::int64_t row) {
+  args.y = advanced(args.y, row, args.type);
+  args.bias = advanced(args.bias, row, args.type);
+}
+void advance_rows(FloatConvArgs& args, std::int64_t row) {
+  args.y = advanced(args.y, row * args.y_row_stride(), args.type);
+  args.bias = advanced(args.bias, row, args.type);
 }
 
 /// Runs a kernel on block after block of packed rows.
@@ -64,7 +77,9 @@ class Blocks {
   void run(std::int64_t begin, std::int64_t end, const Scratch& packed,
            const ParallelFor& parallel_for) const {
     auto* bytes = reinterpret_cast<std::byte*>(packed.data());
-    parallel_for(end - begin, [&](std::int64_t first, std::int64_t last) {
+    const bool is_small = (end - begin) * layout_.tile_bytes() < kSerialBytes;
+    const ParallelFor packing = is_small ? serial_for : parallel_for;
+    packing(end - begin, [&](std::int64_t first, std::int64_t last) {
       pack_tiles(isa_, layout_, weight_, begin + first, begin + last,
                  bytes + first * layout_.tile_bytes());
     });
@@ -75,8 +90,7 @@ class Blocks {
     Args block = args_;
     block.layout = &part;
     block.weight = bytes;
-    block.y = advanced(args_.y, row, args_.type);
-    block.bias = advanced(args_.bias, row, args_.type);
+    advance_rows(block, row);
     kernel_(block, parallel_for);
   }
 
@@ -136,6 +150,16 @@ void integer_linear_from_canonical(Isa isa, const IntegerLinearArgs& args,
   if (runs_few(isa, args, args.source.tokens, weight, parallel_for)) return;
   in_blocks(isa, args, args.source.tokens, find_integer_linear(isa, args.layout->spec()), weight,
             parallel_for);
+}
+
+void float_conv_from_canonical(Isa isa, const FloatConvArgs& args, const CanonicalWeight& weight,
+                               const ParallelFor& parallel_for) {
+  const FloatConvKernel& kernel = *find_float_conv(isa);
+  const ConvInput input(args, kernel.convert, parallel_for);
+  const auto run = [&](const FloatConvArgs& block, const ParallelFor& threads) {
+    kernel.run(block, input, threads);
+  };
+  in_blocks(isa, args, input.count(), run, weight, parallel_for);
 }
 
 }  // namespace quantal::kernels

@@ -1,11 +1,12 @@
 #pragma once
 
+#include "kernels/float_conv.h"
 #include "kernels/integer_linear.h"
 #include "kernels/linear.h"
 
-/// Linears over a weight that stays in canonical form: where others own its memory (a Python
-/// module's parameters, which are saved, moved and shared like any tensor), it cannot be kept
-/// packed.
+/// Linears and convolutions over a weight that stays in canonical form: where others own its memory
+/// (a Python module's parameters, which are saved, moved and shared like any tensor), it cannot be
+/// kept packed.
 namespace quantal::kernels {
 
 /// The linear that find_linear() gives, over `weight`: args.layout is that of the whole weight,
@@ -22,6 +23,11 @@ QUANTAL_API void linear_from_canonical(Isa isa, const LinearArgs& args,
 QUANTAL_API void integer_linear_from_canonical(Isa isa, const IntegerLinearArgs& args,
                                                const CanonicalWeight& weight,
                                                const ParallelFor& parallel_for);
+
+/// float_conv() in the same way. Precondition: find_float_conv(isa).
+QUANTAL_API void float_conv_from_canonical(Isa isa, const FloatConvArgs& args,
+                                           const CanonicalWeight& weight,
+                                           const ParallelFor& parallel_for);
 
 /// Tokens that are multiplied by rows as they lie.
 constexpr std::int64_t kFewCanonicalTokens = 4;

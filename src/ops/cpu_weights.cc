@@ -35,24 +35,6 @@ kernels::Quantized quantize_into(WeightCodes& codes, const at::Tensor& weight,
   return kernels::quantize_weight(kernel_isa(), args, threads_for(weight.numel()));
 }
 
-// What kernels read of codes that gathers_on_cpu() takes.
-struct Canonical {
-  explicit Canonical(const WeightCodes& codes)
-      : data(codes.data.contiguous()),
-        scale(codes.scale.contiguous()),
-        shift(codes.shift.defined() ? codes.shift.contiguous() : codes.shift),
-        spec{codes.qtype.id, codes.rows(), codes.row_length(), codes.group_size,
-             *float_type(scale.scalar_type())} {}
-
-  kernels::CanonicalWeight weight() const {
-    return {static_cast<const std::uint8_t*>(data.const_data_ptr()), scale.const_data_ptr(),
-            shift.defined() ? shift.const_data_ptr() : nullptr};
-  }
-
-  at::Tensor data, scale, shift;
-  kernels::WeightSpec spec;
-};
-
 }  // namespace
 
 std::optional<WeightCodes> quantize_on_cpu(const at::Tensor& weight, const QType& qtype,
@@ -75,6 +57,18 @@ std::int64_t find_non_finite_on_cpu(const at::Tensor& x) {
                                   threads_for(dense.numel()));
 }
 
+CanonicalPointers::CanonicalPointers(const WeightCodes& codes)
+    : data(codes.data.contiguous()),
+      scale(codes.scale.contiguous()),
+      shift(codes.shift.defined() ? codes.shift.contiguous() : codes.shift),
+      spec{codes.qtype.id, codes.rows(), codes.row_length(), codes.group_size,
+           *float_type(scale.scalar_type())} {}
+
+kernels::CanonicalWeight CanonicalPointers::weight() const {
+  return {static_cast<const std::uint8_t*>(data.const_data_ptr()), scale.const_data_ptr(),
+          data_of(shift)};
+}
+
 bool gathers_on_cpu(const WeightCodes& codes, at::ScalarType dtype) {
   return codes.data.device().is_cpu() && !codes.wide && float_type(dtype) &&
          float_type(codes.scale.scalar_type()) &&
@@ -88,7 +82,7 @@ at::Tensor gather_on_cpu(const WeightCodes& codes, const at::Tensor& indices,
   std::vector<std::int64_t> sizes = codes.sizes;
   sizes[0] = rows.numel();
   at::Tensor value = at::empty(sizes, dtype);
-  const Canonical canonical(codes);
+  const CanonicalPointers canonical(codes);
   kernels::gather_rows(kernel_isa(), canonical.spec, canonical.weight(),
                        rows.const_data_ptr<std::int64_t>(), rows.numel(), *float_type(dtype),
                        value.data_ptr(), threads_for(value.numel()));
@@ -104,7 +98,7 @@ at::Tensor dequantize(const WeightCodes& codes, at::ScalarType dtype) {
 }
 
 void dequantize_into(const WeightCodes& codes, std::int64_t begin, const at::Tensor& out) {
-  const Canonical canonical(codes);
+  const CanonicalPointers canonical(codes);
   kernels::dequantize_canonical(kernel_isa(), canonical.spec, canonical.weight(), begin,
                                 out.size(0), *float_type(out.scalar_type()), out.mutable_data_ptr(),
                                 threads_for(out.numel()));

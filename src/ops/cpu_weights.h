@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "kernels/packed_layout.h"
 #include "ops/weight_codes.h"
 
 /// Making and reading canonical codes with the CPU's kernels, which compute what the ATen functions
@@ -26,6 +27,14 @@ at::Tensor dequantize(const WeightCodes& codes, at::ScalarType dtype);
 
 /// Whether gather_on_cpu() takes them.
 bool gathers_on_cpu(const WeightCodes& codes, at::ScalarType dtype);
+/// What kernels read of codes that gathers_on_cpu() takes.
+struct CanonicalPointers {
+  explicit CanonicalPointers(const WeightCodes& codes);
+  kernels::CanonicalWeight weight() const;
+
+  at::Tensor data, scale, shift;
+  kernels::WeightSpec spec;
+};
 /// Rows [begin, begin + out.size(0)) of the value into `out`, contiguous, of a dtype that
 /// gathers_on_cpu() takes.
 void dequantize_into(const WeightCodes& codes, std::int64_t begin, const at::Tensor& out);

@@ -3,8 +3,10 @@
 #include <ATen/ATen.h>
 
 #include "kernels/activation_codes.h"
+#include "kernels/canonical_linear.h"
 #include "kernels/integer_conv.h"
 #include "ops/cpu_kernels.h"
+#include "ops/cpu_weights.h"
 
 namespace quantal {
 namespace {
@@ -13,12 +15,17 @@ namespace {
 // twentieth of a float convolution's time to dequantize the weight.
 constexpr std::int64_t kFewPositions = 128;
 constexpr std::int64_t kLargeWeight = 1 << 15;
+// Where kernels::float_conv() gains more by not dequantizing than it loses to ATen's convolution of
+// many positions: from so many elements of the weight for each of them; or where ATen's call takes
+// longer than its products.
+constexpr std::int64_t kLargeShare = 96;
+constexpr std::int64_t kFewProducts = 1 << 22;
 
 using kernels::ChannelOrder;
 using kernels::ConvShape;
 
-at::MemoryFormat channels_last(std::int64_t dims) {
-  return dims == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
+std::int64_t products_of(const ConvShape& shape) {
+  return shape.batch * shape.positions() * shape.rows * shape.columns();
 }
 
 // Contiguous, in x's memory format.
@@ -36,6 +43,29 @@ std::vector<std::int64_t> output_sizes(const ConvShape& shape, std::int64_t dims
   std::vector<std::int64_t> sizes{shape.batch, shape.rows};
   sizes.insert(sizes.end(), size.end() - (dims - 2), size.end());
   return sizes;
+}
+
+// Uninitialised, in the memory format of x, which is dense.
+at::Tensor conv_output(const ConvShape& shape, const at::Tensor& x, at::ScalarType dtype) {
+  return at::empty(output_sizes(shape, x.dim()), x.options().dtype(dtype),
+                   x.suggest_memory_format());
+}
+
+// Calls kernel(args, parallel_for) with all arguments but the weight.
+template <typename Kernel>
+at::Tensor run_float_conv(const ConvShape& shape, const kernels::PackedLayout& layout,
+                          const at::Tensor& x, const at::Tensor& bias, const Kernel& kernel) {
+  const at::Tensor input = dense(x), added = bias.defined() ? bias.contiguous() : bias;
+  at::Tensor y = conv_output(shape, input, x.scalar_type());
+  kernel(kernels::FloatConvArgs{.shape = shape,
+                                .layout = &layout,
+                                .type = *float_type(x.scalar_type()),
+                                .order = order_of(input),
+                                .x = input.const_data_ptr(),
+                                .y = y.mutable_data_ptr(),
+                                .bias = data_of(added)},
+         threads_for(products_of(shape)));
+  return y;
 }
 
 template <typename Element>
@@ -140,32 +170,54 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
                                const ConvShape& shape, const SampleCodes& x, at::ScalarType dtype,
                                const at::Tensor& bias, std::optional<float> output_scale) {
   const at::Tensor codes = dense(x.codes), scales = x.scales.contiguous();
-  const std::int64_t dims = codes.dim();
-  const ChannelOrder order = order_of(codes);
-  at::Tensor y =
-      at::empty(output_sizes(shape, dims), codes.options().dtype(output_scale ? at::kChar : dtype),
-                order == ChannelOrder::kLast ? channels_last(dims) : at::MemoryFormat::Contiguous);
+  at::Tensor y = conv_output(shape, codes, output_scale ? at::kChar : dtype);
   const kernels::PackedLayout layout = weight.layout_of(shape.rows);
   const at::Tensor added = bias.defined() ? bias.contiguous() : bias;
-  const bool all_have_codes = kernels::integer_conv(
-      kernel_isa(),
-      {.shape = shape,
-       .layout = &layout,
-       .weight = weight.tile_of(begin),
-       .codes = codes.const_data_ptr<std::int8_t>(),
-       .order = order,
-       .scales = scales.const_data_ptr<float>(),
-       .type = *float_type(dtype),
-       .y = y.mutable_data_ptr(),
-       .bias = data_of(added),
-       .y_scale = output_scale},
-      threads_for(shape.batch * shape.positions() * shape.rows * shape.columns()));
+  const bool all_have_codes = kernels::integer_conv(kernel_isa(),
+                                                    {.shape = shape,
+                                                     .layout = &layout,
+                                                     .weight = weight.tile_of(begin),
+                                                     .codes = codes.const_data_ptr<std::int8_t>(),
+                                                     .order = order_of(codes),
+                                                     .scales = scales.const_data_ptr<float>(),
+                                                     .type = *float_type(dtype),
+                                                     .y = y.mutable_data_ptr(),
+                                                     .bias = data_of(added),
+                                                     .y_scale = output_scale},
+                                                    threads_for(products_of(shape)));
   return all_have_codes ? y : at::Tensor();
 }
 
-bool prefers_patches(const ConvShape& shape) {
-  return shape.groups == 1 && shape.batch * shape.positions() <= kFewPositions &&
-         shape.rows * shape.columns() >= kLargeWeight && kernel_isa() != Isa::kPortable;
+ConvWay conv_way(const ConvShape& shape) {
+  if (shape.groups != 1 || kernel_isa() == Isa::kPortable) return ConvWay::kFloat;
+  const std::int64_t positions = shape.batch * shape.positions();
+  const std::int64_t weight = shape.rows * shape.columns();
+  const bool has_kernel = kernels::find_float_conv(kernel_isa()) != nullptr;
+  const std::int64_t few = has_kernel ? kernels::kFewCanonicalTokens : kFewPositions;
+  if (positions <= few && weight >= kLargeWeight) return ConvWay::kPatches;
+  const bool gains = weight >= kLargeShare * positions || positions * weight <= kFewProducts;
+  return has_kernel && gains ? ConvWay::kDirect : ConvWay::kFloat;
+}
+
+at::Tensor direct_convolution(const PackedWeight& weight, std::int64_t begin,
+                              const ConvShape& shape, const at::Tensor& x, const at::Tensor& bias) {
+  const kernels::PackedLayout layout = weight.layout_of(shape.rows);
+  return run_float_conv(shape, layout, x, bias,
+                        [&](kernels::FloatConvArgs args, const kernels::ParallelFor& threads) {
+                          args.weight = weight.tile_of(begin);
+                          kernels::float_conv(kernel_isa(), args, threads);
+                        });
+}
+
+at::Tensor direct_convolution(const WeightCodes& weight, const ConvShape& shape,
+                              const at::Tensor& x, const at::Tensor& bias) {
+  const CanonicalPointers canonical(weight);
+  const kernels::PackedLayout layout(canonical.spec);
+  return run_float_conv(
+      shape, layout, x, bias,
+      [&](const kernels::FloatConvArgs& args, const kernels::ParallelFor& threads) {
+        kernels::float_conv_from_canonical(kernel_isa(), args, canonical.weight(), threads);
+      });
 }
 
 at::Tensor patch_convolution(const ConvShape& shape, const at::Tensor& x,

@@ -47,9 +47,26 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
                                at::ScalarType dtype, const at::Tensor& bias,
                                std::optional<float> output_scale = std::nullopt);
 
-/// Whether patch_convolution() is the faster way: at few positions ATen's convolution takes less
-/// time than to dequantize its weight.
-bool prefers_patches(const kernels::ConvShape& shape);
+/// How a weight-only convolution runs.
+enum class ConvWay : std::uint8_t {
+  kDirect,   ///< direct_convolution()
+  kPatches,  ///< patch_convolution()
+  kFloat,    ///< at::convolution() of the dequantized weight
+};
+/// The one that takes the least time (benchmarks/conv.py). Precondition: conv_shape() gave it.
+ConvWay conv_way(const kernels::ConvShape& shape);
+
+/// Rows [begin, begin + shape.rows) of `weight` by x, read where it lies (kernels/float_conv.h);
+/// bias (rows) of x's dtype or undefined. In x's dtype and memory format.
+/// Precondition: conv_way(shape) == ConvWay::kDirect, PackedWeight::takes_activations(x),
+/// PackedWeight::begins_tile(begin).
+at::Tensor direct_convolution(const PackedWeight& weight, std::int64_t begin,
+                              const kernels::ConvShape& shape, const at::Tensor& x,
+                              const at::Tensor& bias);
+
+/// The same of a weight in canonical form. Precondition: gathers_on_cpu(weight, x's dtype).
+at::Tensor direct_convolution(const WeightCodes& weight, const kernels::ConvShape& shape,
+                              const at::Tensor& x, const at::Tensor& bias);
 
 /// A convolution of floats as a linear of the patches that the kernel covers, so that the weight is
 /// never dequantized as a whole: `linear` takes (batch * positions, columns) to (…, rows). In x's

@@ -103,10 +103,18 @@ at::Tensor weight_only_convolution(const at::Tensor& x, const WeightCodes& weigh
     return float_convolution(x, dequantize(weight, dtype), bias, params)
         .contiguous(x.suggest_memory_format());
   }
-  if (!prefers_patches(*shape)) return convolution_by_parts(*shape, x, weight, bias, params);
-  return patch_convolution(*shape, x, [&](const at::Tensor& patches) {
-    return CanonicalMatrix(weight).linear(patches, bias.value_or(at::Tensor()), std::nullopt, {});
-  });
+  const at::Tensor added = bias.value_or(at::Tensor());
+  switch (conv_way(*shape)) {
+    case ConvWay::kDirect:
+      return direct_convolution(weight, *shape, x, added);
+    case ConvWay::kPatches:
+      return patch_convolution(*shape, x, [&](const at::Tensor& patches) {
+        return CanonicalMatrix(weight).linear(patches, added, std::nullopt, {});
+      });
+    case ConvWay::kFloat:
+      break;
+  }
+  return convolution_by_parts(*shape, x, weight, bias, params);
 }
 
 }  // namespace quantal

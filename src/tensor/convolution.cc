@@ -44,11 +44,13 @@ std::optional<Packed> as_packed(const at::Tensor& x, const at::Tensor& weight,
   }
   const auto shape = conv_shape(x.sizes(), weight.sizes(), params);
   const bool has_codes = is_dynamic || has_int8_codes(x);
-  if (!shape || !(has_codes || prefers_patches(*shape))) return std::nullopt;
+  if (!shape) return std::nullopt;
+  const bool is_float = conv_way(*shape) == ConvWay::kFloat;
+  if (is_float && !has_codes) return std::nullopt;
   auto packed = packed_rows(weight);
   if (!packed) return std::nullopt;
   const bool is_integer = has_codes && packed->weight->is_integer();
-  if (!is_integer && (is_dynamic || !prefers_patches(*shape))) return std::nullopt;
+  if (!is_integer && (is_dynamic || is_float)) return std::nullopt;
   return Packed{std::move(*packed), *shape, is_integer};
 }
 
@@ -64,6 +66,9 @@ at::Tensor packed_forward(const Packed& conv, const at::Tensor& x, const at::Ten
   const std::int64_t begin = conv.weight.rows.begin;
   if (!conv.is_integer) {
     const at::Tensor value = is_qtensor(x) ? quantized_value(x) : x;
+    if (conv_way(conv.shape) == ConvWay::kDirect) {
+      return direct_convolution(weight, begin, conv.shape, value, added);
+    }
     return patch_convolution(conv.shape, value, [&](const at::Tensor& patches) {
       return weight.linear(patches, added, begin, conv.shape.rows);
     });

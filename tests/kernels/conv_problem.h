@@ -13,9 +13,59 @@
 #include "kernels/guarded_bytes.h"
 #include "kernels/integer_conv.h"
 #include "kernels/integer_linear.h"
+#include "kernels/problem.h"
 #include "kernels/weights.h"
 
 namespace quantal::kernels {
+
+/// Convolutions of every kind: strides, dilation, padding, one to three dimensions, groups.
+inline const std::vector<ConvShape>& odd_shapes() {
+  static const std::vector<ConvShape> all = {
+      {.batch = 2, .channels = 3, .rows = 5, .input = {1, 5, 7}, .kernel = {1, 3, 3}},
+      {.channels = 1, .rows = 17, .input = {1, 9, 16}, .kernel = {1, 3, 3}, .padding = {0, 1, 1}},
+      {.batch = 2,
+       .channels = 7,
+       .rows = 33,
+       .input = {1, 11, 33},
+       .kernel = {1, 5, 5},
+       .stride = {1, 2, 2},
+       .padding = {0, 2, 2}},
+      {.channels = 3,
+       .rows = 16,
+       .input = {1, 15, 31},
+       .kernel = {1, 7, 7},
+       .stride = {1, 2, 2},
+       .padding = {0, 3, 3}},
+      {.channels = 4,
+       .rows = 3,
+       .input = {1, 13, 17},
+       .kernel = {1, 3, 2},
+       .stride = {1, 1, 3},
+       .padding = {0, 4, 5},
+       .dilation = {1, 2, 3}},
+      {.batch = 3, .channels = 2, .rows = 6, .input = {1, 1, 63}, .kernel = {1, 1, 17}},
+      {.channels = 5, .rows = 2, .input = {1, 1, 5}, .kernel = {1, 1, 9}, .padding = {0, 0, 2}},
+      {.channels = 2,
+       .rows = 9,
+       .input = {4, 5, 6},
+       .kernel = {2, 3, 1},
+       .stride = {2, 1, 2},
+       .padding = {1, 1, 1}},
+      {.batch = 2, .channels = 15, .rows = 31, .input = {1, 3, 5}},
+      {.channels = 33, .rows = 8, .input = {1, 7, 7}, .stride = {1, 2, 2}, .padding = {0, 1, 1}},
+      {.channels = 129, .rows = 40, .input = {1, 1, 1}},
+      {.channels = 4,
+       .rows = 6,
+       .groups = 2,
+       .input = {1, 6, 6},
+       .kernel = {1, 3, 3},
+       .padding = {0, 1, 1}},
+      {.channels = 6, .rows = 96, .groups = 3, .input = {1, 4, 9}, .kernel = {1, 2, 4}},
+      {.batch = 2, .channels = 8, .rows = 20, .groups = 4, .input = {1, 5, 3}},
+      {.channels = 3, .rows = 6, .groups = 3, .input = {1, 5, 3}, .kernel = {1, 2, 2}},
+  };
+  return all;
+}
 
 /// What a convolution is of.
 struct ConvCase {

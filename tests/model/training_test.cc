@@ -1,7 +1,5 @@
-// Training live weights is training a fake-quantized model, bit for bit: plain parameters that are
-// quantized anew in every forward pass.
-#include <torch/csrc/autograd/custom_function.h>
-
+// Training live weights is training plain parameters that are quantized anew in every forward pass,
+// bit for bit.
 #include "model/models.h"
 
 namespace quantal {
@@ -10,19 +8,6 @@ namespace {
 namespace nn = torch::nn;
 namespace optim = torch::optim;
 using Tensors = std::vector<at::Tensor>;
-
-// The twin's weights: quantize and dequantize forward, identity backward. Linears take the
-// quantized weight itself, which their kernel reads.
-struct FakeQuantize : torch::autograd::Function<FakeQuantize> {
-  static at::Tensor forward(torch::autograd::AutogradContext*, const at::Tensor& weight,
-                            const WeightOptions& options) {
-    return quantal::dequantize(quantize_weight(weight.detach(), options));
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
-                                                 torch::autograd::variable_list grads) {
-    return {grads[0], at::Tensor()};
-  }
-};
 
 struct ConvNetImpl : nn::Module {
   ConvNetImpl() {
@@ -51,10 +36,10 @@ struct Twin {
   ConvNet net;
   WeightOptions options;
   at::Tensor forward(const at::Tensor& x) {
-    return net->run(x, fake(net->conv->weight), quantize_weight(net->linear->weight, options),
+    return net->run(x, quantize_weight(net->conv->weight, options),
+                    quantize_weight(net->linear->weight, options),
                     quantize_weight(net->head->weight, options));
   }
-  at::Tensor fake(const at::Tensor& weight) { return FakeQuantize::apply(weight, options); }
 };
 
 struct Batch {
@@ -125,7 +110,7 @@ double train(optim::Optimizer& optimizer, const Batch& data, const Forward& forw
       .template item<double>();
 }
 
-TEST_P(EveryOptimizer, trains_live_weights_like_a_fake_quantized_model) {
+TEST_P(EveryOptimizer, trains_live_weights_like_ones_quantized_in_each_pass) {
   for (const QType& qtype : {qint8, qint4, qint2, qfloat8_e4m3fn, qfloat8_e5m2}) {
     SCOPED_TRACE(std::string(qtype.name));
     ConvNet model;

@@ -69,8 +69,8 @@ class Net(nn.Module):
         weight = getattr(self, name)
         return weight if self.live else FakeQuantize.apply(weight, self.qtype)
 
-    def matrix(self, name: str) -> torch.Tensor:
-        """The weight of a linear, whose kernel reads the quantized tensor itself."""
+    def codes(self, name: str) -> torch.Tensor:
+        """The weight of what has kernels that read the quantized tensor itself."""
         weight = getattr(self, name)
         return weight if self.live else ops.quantize_weight(weight, self.qtype)
 
@@ -80,9 +80,9 @@ class Net(nn.Module):
         ]
 
     def forward(self, x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-        y = F.conv2d(x, self.weight("conv")).relu().flatten(1)
-        y = F.linear(y, self.matrix("first"), self.bias) + F.embedding(token, self.weight("table"))
-        return F.linear(y.tanh(), self.matrix("second"))
+        y = F.conv2d(x, self.codes("conv")).relu().flatten(1)
+        y = F.linear(y, self.codes("first"), self.bias) + F.embedding(token, self.weight("table"))
+        return F.linear(y.tanh(), self.codes("second"))
 
 
 def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -41,19 +41,6 @@ struct Operands {
   const std::uint8_t* bytes(std::int64_t row) const { return weight.data + row * columns(); }
 };
 
-// `count` numbers from `index` on, as fp32.
-void load_floats(const void* from, std::int64_t index, std::int64_t count, FloatType type,
-                 float* to) {
-  if (count < kHalfRows) {
-    for (std::int64_t i = 0; i < count; ++i) to[i] = load_float(from, index + i, type);
-    return;
-  }
-  for (std::int64_t i = 0; i < count; i += kHalfRows) {
-    const std::int64_t at = std::min(i, count - kHalfRows);
-    _mm256_storeu_ps(to + at, load_rows(from, index + at, type));
-  }
-}
-
 // The byte rows of a step. Where the weight ends within it, its last row is there several times.
 template <QTypeId qtype>
 class Step {

@@ -1,9 +1,7 @@
 // Weight-only linear for AVX2 with FMA. Few tokens: every code is decoded in a register and
 // multiplied at once; group by group, scale and shift are applied to the sums:
 //   y = Σ_g scale_g · Σ_k code_k·x_k − shift_g · Σ_k x_k.
-// Many tokens: some columns of a few tiles are dequantized into panels that stay in the
-// second-level cache; 6 tokens by 16 rows of the result stay in registers, and the tokens in the
-// first-level cache until every panel has had them.
+// Many tokens: panels.h.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -16,20 +14,12 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
-#include "kernels/cpu/avx2/decode.h"
-#include "kernels/cpu/avx2/rows.h"
+#include "kernels/cpu/avx2/panels.h"
 
 namespace quantal::kernels {
 namespace {
 
-constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
-constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
-constexpr int kBlockTokens = 6;
 constexpr int kFewTokens = kBlockTokens;
-constexpr std::int64_t kPanelColumns = 256;
-constexpr std::int64_t kBlockTiles = 4;
-constexpr std::int64_t kBlockRows = kBlockTiles * kTileRows;
-constexpr std::int64_t kStripTokens = 1024;
 constexpr int kPrefetchBytes = 2048;
 
 // fp32 activations with every group padded to whole lines, so that no kernel reads past the end.
@@ -65,28 +55,10 @@ class Activations {
       float* to = out + group_begin(g);
       const std::int64_t columns = layout_.group_columns(g);
       const std::int64_t from = t * args.x_stride + layout_.group_begin(g);
-      convert(args, from, columns, to);
+      load_floats(args.x, from, columns, args.type, to);
       const std::int64_t padded = layout_.group_lines(g) * layout_.depth();
       std::memset(to + columns, 0, (padded - columns) * sizeof(float));
     }
-  }
-
-  static void convert(const LinearArgs& args, std::int64_t from, std::int64_t count, float* to) {
-    std::int64_t i = 0;
-    if (args.type == FloatType::kF32) {
-      std::memcpy(to, static_cast<const float*>(args.x) + from, count * sizeof(float));
-      return;
-    }
-    const auto* x = static_cast<const std::uint16_t*>(args.x) + from;
-    for (; i + 8 <= count; i += 8) {
-      const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
-      const __m256 value =
-          args.type == FloatType::kF16
-              ? _mm256_cvtph_ps(half)
-              : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-      _mm256_storeu_ps(to + i, value);
-    }
-    for (; i < count; ++i) to[i] = load_float(args.x, from + i, args.type);
   }
 
   const PackedLayout& layout_;
@@ -107,14 +79,6 @@ void store_tile(const LinearArgs& args, std::int64_t tile, std::int64_t token, c
     store_rows(args.y, token * args.y_stride + row, args.type, rows,
                _mm256_add_ps(_mm256_loadu_ps(sums + half), bias));
   }
-}
-
-// Calls step(column) for every column of a line, with the column known at compile time.
-template <int depth, typename Step>
-inline __attribute__((always_inline)) void for_columns(const Step& step) {
-  [&]<int... columns>(std::integer_sequence<int, columns...>) {
-    (step(std::integral_constant<int, columns>()), ...);
-  }(std::make_integer_sequence<int, depth>());
 }
 
 // One group of a tile times `tokens` tokens: sums[token] += scale · Σ code·x − shift · Σ x.
@@ -208,158 +172,42 @@ void few_tokens(const LinearArgs& args, const Activations& x, const ParallelFor&
   });
 }
 
-/// The scales and shifts of a tile's group.
-struct TileScales {
-  TileScales(const PackedLayout& layout, const std::byte* tile, std::int64_t group)
-      : low(layout, tile, group, 0), high(layout, tile, group, 1) {}
-  HalfScales low, high;
-};
-
-// Takes `count` lines of a group apart into 16 numbers a column. What the next panel takes of this
-// tile comes from memory meanwhile.
-template <QTypeId qtype>
-void decode_lines(const std::byte* lines, std::int64_t count, const TileScales& scales,
-                  float* panel) {
-  constexpr std::int64_t kPanelBytes = kPanelColumns / HalfLine<qtype>::kDepth * kLineBytes;
-  for (std::int64_t i = 0; i < count; ++i, lines += kLineBytes) {
-    _mm_prefetch(reinterpret_cast<const char*>(lines) + kPanelBytes, _MM_HINT_T1);
-    const HalfLine<qtype> low(lines), high(lines + kLineBytes / 2);
-    for_columns<HalfLine<qtype>::kDepth>([&](auto column) __attribute__((always_inline)) {
-      const __m256 w_low = low.template get<column>(), w_high = high.template get<column>();
-      float* to = panel + column * kTileRows;
-      _mm256_store_ps(to, _mm256_fmsub_ps(w_low, scales.low.scale, scales.low.shift));
-      _mm256_store_ps(to + kHalfRows,
-                      _mm256_fmsub_ps(w_high, scales.high.scale, scales.high.shift));
-    });
-    panel += HalfLine<qtype>::kDepth * kTileRows;
-  }
-}
-
-// sums[token][16] += Σ x[token][c] · panel[c][16]; sums of two tokens are kBlockRows apart.
-template <int tokens>
-void multiply_panel(const float* x, std::int64_t x_stride, const float* panel, std::int64_t columns,
-                    float* sums) {
-  __m256 low[tokens], high[tokens];
-  QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-    low[t] = _mm256_load_ps(sums + t * kBlockRows);
-    high[t] = _mm256_load_ps(sums + t * kBlockRows + kHalfRows);
-  }
-  for (std::int64_t c = 0; c < columns; ++c, panel += kTileRows) {
-    const __m256 w_low = _mm256_load_ps(panel), w_high = _mm256_load_ps(panel + kHalfRows);
-    QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-      const __m256 value = _mm256_broadcast_ss(x + t * x_stride + c);
-      low[t] = _mm256_fmadd_ps(w_low, value, low[t]);
-      high[t] = _mm256_fmadd_ps(w_high, value, high[t]);
-    }
-  }
-  QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-    _mm256_store_ps(sums + t * kBlockRows, low[t]);
-    _mm256_store_ps(sums + t * kBlockRows + kHalfRows, high[t]);
-  }
-}
-
-using MultiplyPanel = void (*)(const float*, std::int64_t, const float*, std::int64_t, float*);
-constexpr MultiplyPanel kMultiplyPanel[kBlockTokens + 1] = {
-    nullptr,           multiply_panel<1>, multiply_panel<2>, multiply_panel<3>,
-    multiply_panel<4>, multiply_panel<5>, multiply_panel<6>};
-
-/// `count` tokens in parts of about the same size, at most `most`.
-struct Parts {
-  Parts(std::int64_t count, std::int64_t most) : total(count), parts((count + most - 1) / most) {}
-  std::int64_t begin(std::int64_t part) const { return total * part / parts; }
-  std::int64_t total, parts;
-};
-
-/// Up to kBlockTiles tiles by a strip of tokens.
-template <QTypeId qtype>
-class RowBlock {
+/// What multiply_rows() reads and writes.
+class LinearTokens {
  public:
-  RowBlock(const LinearArgs& args, const Activations& x, std::int64_t strip_tokens)
-      : args_(args),
-        x_(x),
-        panels_(kBlockTiles * kPanelColumns * kTileRows),
-        sums_(strip_tokens * kBlockRows) {}
+  static constexpr std::int64_t kStrip = 1024;
 
-  void multiply(std::int64_t first_tile, std::int64_t tiles, std::int64_t first_token,
-                std::int64_t tokens) {
-    const PackedLayout& layout = *args_.layout;
-    first_tile_ = first_tile, tiles_ = tiles, first_token_ = first_token, tokens_ = tokens;
-    column_ = filled_ = 0;
-    std::memset(sums_.data(), 0, tokens * kBlockRows * sizeof(float));
-    for (std::int64_t g = 0; g < layout.groups(); ++g) {
-      const std::int64_t lines = layout.group_lines(g);
-      for (std::int64_t i = 0; i < lines;) {
-        const std::int64_t count = std::min(lines - i, (kPanelColumns - filled_) / kDepth);
-        decode(g, i, count);
-        i += count;
-        if (filled_ == kPanelColumns) multiply_panels();
+  LinearTokens(const LinearArgs& args, const Activations& x) : args_(args), x_(x) {}
+
+  struct Block {
+    std::int64_t column(std::int64_t c) const { return c; }
+    const float* at(int token, std::int64_t column) const { return x + token * stride + column; }
+    const float* x;
+    std::int64_t stride;
+  };
+
+  std::int64_t columns(std::int64_t, std::int64_t begin, std::int64_t end) const {
+    return end - begin;
+  }
+  Block block(std::int64_t token, std::int64_t, std::int64_t column) const {
+    return {x_.token(token) + column, x_.stride()};
+  }
+  void store(const BlockSums& sums) const {
+    for (std::int64_t t = 0; t < sums.tokens; ++t) {
+      for (std::int64_t i = 0; i < sums.tiles; ++i) {
+        store_tile(args_, sums.first_tile + i, sums.first + t, sums.at(t, i));
       }
     }
-    multiply_panels();
-    store();
   }
 
  private:
-  static constexpr std::int64_t kDepth = HalfLine<qtype>::kDepth;
-
-  float* panel(std::int64_t index) const {
-    return panels_.data() + index * kPanelColumns * kTileRows;
-  }
-
-  // Lines [first, first + count) of a group of every tile.
-  void decode(std::int64_t group, std::int64_t first, std::int64_t count) {
-    const PackedLayout& layout = *args_.layout;
-    for (std::int64_t i = 0; i < tiles_; ++i) {
-      const std::byte* tile = args_.weight + (first_tile_ + i) * layout.tile_bytes();
-      decode_lines<qtype>(tile + layout.group_offset(group) + first * kLineBytes, count,
-                          TileScales(layout, tile, group), panel(i) + filled_ * kTileRows);
-    }
-    filled_ += count * kDepth;
-  }
-
-  // What is decoded, by every token.
-  void multiply_panels() {
-    const Parts blocks(tokens_, kBlockTokens);
-    for (std::int64_t b = 0; b < blocks.parts; ++b) {
-      const std::int64_t t = blocks.begin(b), count = blocks.begin(b + 1) - t;
-      for (std::int64_t i = 0; i < tiles_; ++i) {
-        kMultiplyPanel[count](x_.token(first_token_ + t) + column_, x_.stride(), panel(i), filled_,
-                              sums_.data() + t * kBlockRows + i * kTileRows);
-      }
-    }
-    column_ += filled_;
-    filled_ = 0;
-  }
-
-  void store() const {
-    for (std::int64_t t = 0; t < tokens_; ++t) {
-      for (std::int64_t i = 0; i < tiles_; ++i) {
-        const float* sums = sums_.data() + t * kBlockRows + i * kTileRows;
-        store_tile(args_, first_tile_ + i, first_token_ + t, sums);
-      }
-    }
-  }
-
   const LinearArgs& args_;
   const Activations& x_;
-  Scratch panels_, sums_;
-  std::int64_t first_tile_ = 0, tiles_ = 0, first_token_ = 0, tokens_ = 0;
-  std::int64_t column_ = 0;  ///< of a token, where the panels begin
-  std::int64_t filled_ = 0;  ///< columns in the panels
 };
 
 template <QTypeId qtype>
 void many_tokens(const LinearArgs& args, const Activations& x, const ParallelFor& parallel_for) {
-  const Parts strips(args.tokens, kStripTokens);
-  parallel_for(args.layout->tiles(), [&](std::int64_t begin, std::int64_t end) {
-    RowBlock<qtype> rows(args, x, std::min(args.tokens, kStripTokens));
-    for (std::int64_t s = 0; s < strips.parts; ++s) {
-      const std::int64_t token = strips.begin(s), tokens = strips.begin(s + 1) - token;
-      for (std::int64_t tile = begin; tile < end; tile += kBlockTiles) {
-        rows.multiply(tile, std::min(kBlockTiles, end - tile), token, tokens);
-      }
-    }
-  });
+  multiply_rows<qtype>(*args.layout, args.weight, LinearTokens(args, x), args.tokens, parallel_for);
 }
 
 template <QTypeId qtype>

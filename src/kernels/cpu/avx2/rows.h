@@ -26,6 +26,19 @@ inline __m256 load_rows(const void* data, std::int64_t index, FloatType type) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
+/// data[index, index + count) as fp32.
+inline void load_floats(const void* data, std::int64_t index, std::int64_t count, FloatType type,
+                        float* to) {
+  if (count < kHalfRows) {
+    for (std::int64_t i = 0; i < count; ++i) to[i] = load_float(data, index + i, type);
+    return;
+  }
+  for (std::int64_t i = 0; i < count; i += kHalfRows) {
+    const std::int64_t at = std::min(i, count - kHalfRows);
+    _mm256_storeu_ps(to + at, load_rows(data, index + at, type));
+  }
+}
+
 /// bf16 numbers in the low halves of 8 words, rounded half to even; NaN stays NaN.
 inline __m256i round_to_bf16(__m256 value) {
   const __m256i bits = _mm256_castps_si256(value);
