@@ -54,10 +54,13 @@ LAYERS = (
     Layer("3x3 64 to 128, stride 2", 64, 56, 128, stride=2),
     Layer("3x3 of 128 at 28", 128, 28, 128),
     Layer("3x3 of 256 at 14", 256, 14, 256),
+    Layer("3x3 of 512 at 14", 512, 14, 512),
     Layer("3x3 of 512 at 7", 512, 7, 512),
     Layer("1x1 64 to 256 at 56", 64, 56, 256, kernel=1),
     Layer("1x1 256 to 1024 at 14", 256, 14, 1024, kernel=1),
+    Layer("1x1 1024 to 2048 at 14", 1024, 14, 2048, kernel=1),
     Layer("1x1 512 to 128 at 1", 512, 1, 128, kernel=1),
+    Layer("3x3 of 8 at 4", 8, 4, 8),
     Layer("3x3 of 128 at 28, 32 groups", 128, 28, 128, groups=32),
     Layer("3x3 depthwise of 144 at 56", 144, 56, 144, groups=144),
     Layer("3x3 of 64 at 56, batch 8", 64, 56, 64, batch=8),
@@ -74,7 +77,15 @@ SCHEMES = (
     "quantal/qint8-dynamic",
     "quantal/qint4-static",
     "quantal/qint2-static",
+    "torch/Conv2d",
+    "quantal/QConv2d-qint8",
+    "quantal/QConv2d-qint4",
 )
+
+
+def base_of(scheme: str) -> str:
+    """What a scheme's time is compared with: modules with the float module."""
+    return "torch/Conv2d" if "Conv2d" in scheme else REFERENCE
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -150,7 +161,29 @@ def calls(layer: Layer, memory_format: Any) -> tuple[dict[str, Call], Any]:
     }
     for q in ("qint8", "qint4", "qint2"):
         found[f"quantal/{q}-static"] = static(q)
+    for name, module in modules(layer, w, bias, memory_format).items():
+        found[name] = lambda module=module: module(x)
     return found, exact
+
+
+def modules(layer: Layer, weight: Any, bias: Any, memory_format: Any) -> dict[str, Any]:
+    """The float module and frozen quantized copies of it."""
+    import quantal
+    import torch
+
+    def make() -> Any:
+        sides = (layer.kernel, layer.stride, layer.padding)
+        module = torch.nn.Conv2d(layer.channels, layer.rows, *sides, groups=layer.groups)
+        module.load_state_dict({"weight": weight, "bias": bias})
+        return torch.nn.Sequential(module.to(memory_format=memory_format))
+
+    found = {"torch/Conv2d": make()[0]}
+    for q in ("qint8", "qint4"):
+        model = make()
+        quantal.quantize(model, weights=q)
+        quantal.freeze(model)
+        found[f"quantal/QConv2d-{q}"] = model[0]
+    return found
 
 
 def measure(call: Call, seconds: float) -> float:
@@ -204,10 +237,10 @@ def markdown(document: dict[str, Any]) -> str:
         f"({', '.join(about['flags'])}), {settings['threads']} threads, instruction sets: "
         f"{settings['isa']}, {document['version']}.",
         "",
-        f"Milliseconds, and how many times as fast as {REFERENCE}; batch 1 where nothing else is "
-        "said. qint8, qint4: float activations. static, dynamic: int8 activations, quantized "
-        "within the time. fbgemm: activations of 7 bits, as torch.ao has them: its sums saturate "
-        "with 8.",
+        f"Milliseconds, and how many times as fast as {REFERENCE}, modules of Python as "
+        "torch/Conv2d; batch 1 where nothing else is said. qint8, qint4: float activations. "
+        "static, dynamic: int8 activations, quantized within the time. fbgemm: activations of 7 "
+        "bits, as torch.ao has them: its sums saturate with 8.",
         "",
     ]
     results = document["results"]
@@ -220,8 +253,9 @@ def markdown(document: dict[str, Any]) -> str:
                 for r in results
                 if r["format"] == name and r["layer"]["name"] == layer
             }
-            base = of[REFERENCE]["ms"]
-            cells = [f"{of[s]['ms']:.3f} ({base / of[s]['ms']:.2f})" for s in SCHEMES]
+            cells = [
+                f"{of[s]['ms']:.3f} ({of[base_of(s)]['ms'] / of[s]['ms']:.2f})" for s in SCHEMES
+            ]
             rows.append([layer, *cells])
         lines += report.table(["layer", *SCHEMES], rows)
     return "\n".join(lines).rstrip() + "\n"
@@ -234,6 +268,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(given.threads)
+    sys.path.insert(0, str(machine.ROOT / "python"))
     torch.ops.load_library(os.environ["QUANTAL_LIBRARY"])
     given.output.mkdir(parents=True, exist_ok=True)
     layers = [

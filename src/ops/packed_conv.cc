@@ -87,6 +87,8 @@ void write_all_patches(const ConvShape& shape, const at::Tensor& x, at::Tensor& 
 
 // (batch * positions, columns)
 at::Tensor patches_of(const ConvShape& shape, const at::Tensor& x) {
+  const bool is_unpadded = shape.padding == ConvShape::Extent{};
+  if (is_unpadded && shape.kernel == shape.input) return x.reshape({shape.batch, shape.columns()});
   const bool from_pixels = kernels::patch_order(shape) == ChannelOrder::kLast;
   // (batch, pixels, channels) or (batch, channels, pixels)
   const at::Tensor planes = x.flatten(2);
@@ -194,7 +196,7 @@ ConvWay conv_way(const ConvShape& shape) {
   const std::int64_t weight = shape.rows * shape.columns();
   const bool has_kernel = kernels::find_float_conv(kernel_isa()) != nullptr;
   const std::int64_t few = has_kernel ? kernels::kFewCanonicalTokens : kFewPositions;
-  if (positions <= few && weight >= kLargeWeight) return ConvWay::kPatches;
+  if (positions <= few && (weight >= kLargeWeight || has_kernel)) return ConvWay::kPatches;
   const bool gains = weight >= kLargeShare * positions || positions * weight <= kFewProducts;
   return has_kernel && gains ? ConvWay::kDirect : ConvWay::kFloat;
 }
@@ -223,9 +225,11 @@ at::Tensor direct_convolution(const WeightCodes& weight, const ConvShape& shape,
 at::Tensor patch_convolution(const ConvShape& shape, const at::Tensor& x,
                              const std::function<at::Tensor(const at::Tensor&)>& linear) {
   const at::Tensor y = linear(patches_of(shape, x));
+  const std::vector<std::int64_t> sizes = output_sizes(shape, x.dim());
+  if (shape.positions() == 1) return y.view(sizes).contiguous(x.suggest_memory_format());
   return y.view({shape.batch, shape.positions(), shape.rows})
       .transpose(1, 2)
-      .unflatten(2, at::IntArrayRef(output_sizes(shape, x.dim())).slice(2))
+      .unflatten(2, at::IntArrayRef(sizes).slice(2))
       .contiguous(x.suggest_memory_format());
 }
 

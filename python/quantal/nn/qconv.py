@@ -81,12 +81,19 @@ class _QPlainConv(_QConv):
             return self._conv_forward(x, self.float_weight(x.dtype), bias)
         is_batch = input.ndim != len(self.kernel_size) + 1
         x, padding = self._padded(input if is_batch else input.unsqueeze(0))
-        activations, input_scale = self.activation_arguments()
-        data, scale, shift, latent = self.weight_parts()
+        frozen: Any = self._modules.get("weight")
+        if frozen is None:
+            data, scale, shift, latent = self.weight_parts()
+            sizes = self.weight.shape
+        else:
+            (data, scale, shift), latent, sizes = frozen.parts(), None, frozen.shape
+        activations, input_scale = "", None
+        if self.activation_qtype is not None:
+            activations, input_scale = self.activation_arguments()
         try:
             y = _convolution(
                 x, data, scale, shift, self.own_bias(), qtype.name, self.weight_group_size or 0,
-                self.weight.shape, self.stride, padding, self.dilation, self.groups, latent,
+                sizes, self.stride, padding, self.dilation, self.groups, latent,
                 activations, input_scale,
             )  # fmt: skip
         except ValueError as error:  # which speaks of the parts
