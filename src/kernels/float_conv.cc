@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "kernels/variants.h"
-
 namespace quantal::kernels {
 namespace {
 

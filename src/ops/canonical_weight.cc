@@ -134,21 +134,12 @@ bool CanonicalMatrix::runs_kernels(const at::Tensor& x) const {
          codes_.row_length() > 0;
 }
 
-kernels::CanonicalWeight CanonicalMatrix::pointers() const {
-  return {static_cast<const std::uint8_t*>(codes_.data.const_data_ptr()),
-          codes_.scale.const_data_ptr(), data_of(codes_.shift)};
-}
-
-kernels::PackedLayout CanonicalMatrix::layout() const {
-  return kernels::PackedLayout({codes_.qtype.id, codes_.rows(), codes_.row_length(),
-                                codes_.group_size, *float_type(codes_.scale.scalar_type())});
-}
-
 at::Tensor CanonicalMatrix::run_float(const at::Tensor& x, const at::Tensor& bias) const {
   const at::Tensor tokens = as_tokens(x, codes_.row_length());
   const at::Tensor added = kernel_bias(bias, codes_.rows());
   at::Tensor y = output_for(x, codes_.rows(), x.scalar_type());
-  const kernels::PackedLayout whole = layout();
+  const CanonicalPointers canonical(codes_);
+  const kernels::PackedLayout whole(canonical.spec);
   const kernels::LinearArgs args{.layout = &whole,
                                  .tokens = tokens.size(0),
                                  .type = *float_type(x.scalar_type()),
@@ -157,7 +148,7 @@ at::Tensor CanonicalMatrix::run_float(const at::Tensor& x, const at::Tensor& bia
                                  .y = y.data_ptr(),
                                  .y_stride = codes_.rows(),
                                  .bias = data_of(added)};
-  kernels::linear_from_canonical(kernel_isa(), args, pointers(),
+  kernels::linear_from_canonical(kernel_isa(), args, canonical.weight(),
                                  threads_for(args.tokens * codes_.rows() * codes_.row_length()));
   return with_bias(std::move(y), bias, codes_.rows());
 }
@@ -180,7 +171,8 @@ at::Tensor CanonicalMatrix::run_integer(const at::Tensor& x, const at::Tensor& b
     source.stride = tokens.stride(0);
   }
   at::Tensor y = output_for(x, codes_.rows(), x.scalar_type());
-  const kernels::PackedLayout whole = layout();
+  const CanonicalPointers canonical(codes_);
+  const kernels::PackedLayout whole(canonical.spec);
   const kernels::IntegerLinearArgs args{.layout = &whole,
                                         .source = source,
                                         .type = *float_type(x.scalar_type()),
@@ -188,7 +180,7 @@ at::Tensor CanonicalMatrix::run_integer(const at::Tensor& x, const at::Tensor& b
                                         .y_stride = codes_.rows(),
                                         .bias = data_of(added)};
   kernels::integer_linear_from_canonical(
-      kernel_isa(), args, pointers(),
+      kernel_isa(), args, canonical.weight(),
       threads_for(source.tokens * codes_.rows() * codes_.row_length()));
   return with_bias(std::move(y), bias, codes_.rows());
 }

@@ -41,8 +41,6 @@ class CanonicalMatrix {
   at::Tensor run_float(const at::Tensor& x, const at::Tensor& bias) const;
   at::Tensor run_integer(const at::Tensor& x, const at::Tensor& bias,
                          const at::Tensor& scale) const;
-  kernels::CanonicalWeight pointers() const;
-  kernels::PackedLayout layout() const;
 
   WeightCodes codes_;
 };

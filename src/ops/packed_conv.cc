@@ -191,14 +191,16 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
 }
 
 ConvWay conv_way(const ConvShape& shape) {
-  if (shape.groups != 1 || kernel_isa() == Isa::kPortable) return ConvWay::kFloat;
+  if (shape.groups != 1 || kernel_isa() == Isa::kPortable) return ConvWay::kAten;
   const std::int64_t positions = shape.batch * shape.positions();
   const std::int64_t weight = shape.rows * shape.columns();
-  const bool has_kernel = kernels::find_float_conv(kernel_isa()) != nullptr;
-  const std::int64_t few = has_kernel ? kernels::kFewCanonicalTokens : kFewPositions;
-  if (positions <= few && (weight >= kLargeWeight || has_kernel)) return ConvWay::kPatches;
+  if (kernels::find_float_conv(kernel_isa()) == nullptr) {
+    const bool gains = positions <= kFewPositions && weight >= kLargeWeight;
+    return gains ? ConvWay::kPatches : ConvWay::kAten;
+  }
+  if (positions <= kernels::kFewCanonicalTokens) return ConvWay::kPatches;
   const bool gains = weight >= kLargeShare * positions || positions * weight <= kFewProducts;
-  return has_kernel && gains ? ConvWay::kDirect : ConvWay::kFloat;
+  return gains ? ConvWay::kDirect : ConvWay::kAten;
 }
 
 at::Tensor direct_convolution(const PackedWeight& weight, std::int64_t begin,

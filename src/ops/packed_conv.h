@@ -51,7 +51,7 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
 enum class ConvWay : std::uint8_t {
   kDirect,   ///< direct_convolution()
   kPatches,  ///< patch_convolution()
-  kFloat,    ///< at::convolution() of the dequantized weight
+  kAten,     ///< at::convolution() of the dequantized weight
 };
 /// The one that takes the least time (benchmarks/conv.py). Precondition: conv_shape() gave it.
 ConvWay conv_way(const kernels::ConvShape& shape);

@@ -108,7 +108,7 @@ at::Tensor convolution_meta(const at::Tensor& x, const at::Tensor& data, const a
                             c10::string_view, const MaybeTensor&) {
   const at::Tensor weight = data.new_empty(sizes, x.options());
   const at::Tensor like =
-      float_convolution(x, weight, std::nullopt, params_of(stride, padding, dilation, groups));
+      aten_convolution(x, weight, std::nullopt, params_of(stride, padding, dilation, groups));
   return at::empty_symint(like.sym_sizes(), x.options(), x.suggest_memory_format());
 }
 

@@ -79,15 +79,15 @@ at::Tensor convolution_by_parts(const ConvShape& shape, const at::Tensor& x,
     const at::Tensor rows = memory.tensor(sizes, dtype);
     dequantize_into(weight, begin, rows);
     const auto added = bias ? std::optional(bias->narrow(0, begin, end - begin)) : bias;
-    results.push_back(float_convolution(input, rows, added, params));
+    results.push_back(aten_convolution(input, rows, added, params));
   }
   return (parts == 1 ? results[0] : at::cat(results, 1)).contiguous(x.suggest_memory_format());
 }
 
 }  // namespace
 
-at::Tensor float_convolution(const at::Tensor& x, const at::Tensor& weight,
-                             const std::optional<at::Tensor>& bias, const ConvParams& p) {
+at::Tensor aten_convolution(const at::Tensor& x, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias, const ConvParams& p) {
   return at::convolution(x, weight, bias, p.stride, p.padding, p.dilation, p.transposed,
                          p.output_padding, p.groups);
 }
@@ -100,7 +100,7 @@ at::Tensor weight_only_convolution(const at::Tensor& x, const WeightCodes& weigh
   const bool has_kernels = gathers_on_cpu(weight, dtype) && PackedWeight::takes_activations(x);
   // Where something does not fit, torch names it.
   if (!shape || !has_kernels || (bias && bias->sizes() != at::IntArrayRef(shape->rows))) {
-    return float_convolution(x, dequantize(weight, dtype), bias, params)
+    return aten_convolution(x, dequantize(weight, dtype), bias, params)
         .contiguous(x.suggest_memory_format());
   }
   const at::Tensor added = bias.value_or(at::Tensor());
@@ -111,7 +111,7 @@ at::Tensor weight_only_convolution(const at::Tensor& x, const WeightCodes& weigh
       return patch_convolution(*shape, x, [&](const at::Tensor& patches) {
         return CanonicalMatrix(weight).linear(patches, added, std::nullopt, {});
       });
-    case ConvWay::kFloat:
+    case ConvWay::kAten:
       break;
   }
   return convolution_by_parts(*shape, x, weight, bias, params);

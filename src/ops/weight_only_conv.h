@@ -10,8 +10,8 @@
 namespace quantal {
 
 /// at::convolution() of x and a float weight.
-at::Tensor float_convolution(const at::Tensor& x, const at::Tensor& weight,
-                             const std::optional<at::Tensor>& bias, const ConvParams& params);
+at::Tensor aten_convolution(const at::Tensor& x, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias, const ConvParams& params);
 
 /// The same with the value of `weight`, in x's dtype and memory format. On the CPU by a kernel that
 /// reads the codes, or, for few positions, as a linear of patches. Elsewhere and where torch's

@@ -34,6 +34,7 @@ struct Packed {
   PackedRows weight;
   ConvShape shape;
   bool is_integer;  ///< over int8 codes
+  ConvWay way;      ///< over floats
 };
 
 std::optional<Packed> as_packed(const at::Tensor& x, const at::Tensor& weight,
@@ -45,13 +46,13 @@ std::optional<Packed> as_packed(const at::Tensor& x, const at::Tensor& weight,
   const auto shape = conv_shape(x.sizes(), weight.sizes(), params);
   const bool has_codes = is_dynamic || has_int8_codes(x);
   if (!shape) return std::nullopt;
-  const bool is_float = conv_way(*shape) == ConvWay::kFloat;
-  if (is_float && !has_codes) return std::nullopt;
+  const ConvWay way = conv_way(*shape);
+  if (way == ConvWay::kAten && !has_codes) return std::nullopt;
   auto packed = packed_rows(weight);
   if (!packed) return std::nullopt;
   const bool is_integer = has_codes && packed->weight->is_integer();
-  if (!is_integer && (is_dynamic || is_float)) return std::nullopt;
-  return Packed{std::move(*packed), *shape, is_integer};
+  if (!is_integer && (is_dynamic || way == ConvWay::kAten)) return std::nullopt;
+  return Packed{std::move(*packed), *shape, is_integer, way};
 }
 
 SampleCodes sample_codes(const at::Tensor& x) {
@@ -66,7 +67,7 @@ at::Tensor packed_forward(const Packed& conv, const at::Tensor& x, const at::Ten
   const std::int64_t begin = conv.weight.rows.begin;
   if (!conv.is_integer) {
     const at::Tensor value = is_qtensor(x) ? quantized_value(x) : x;
-    if (conv_way(conv.shape) == ConvWay::kDirect) {
+    if (conv.way == ConvWay::kDirect) {
       return direct_convolution(weight, begin, conv.shape, value, added);
     }
     return patch_convolution(conv.shape, value, [&](const at::Tensor& patches) {
@@ -160,7 +161,7 @@ at::Tensor convolution_ste(const at::Tensor& x, const at::Tensor& weight, const 
   const auto added = maybe_as_dtype(bias, dtype);
   const auto codes = graph ? nullptr : codes_for(value, weight);
   if (!codes) {
-    return float_convolution(value, as_dtype(dequantize_ste(weight), dtype), added, params);
+    return aten_convolution(value, as_dtype(dequantize_ste(weight), dtype), added, params);
   }
   at::AutoDispatchBelowADInplaceOrView below;
   return weight_only_convolution(value, *codes, added, params);

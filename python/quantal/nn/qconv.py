@@ -81,19 +81,14 @@ class _QPlainConv(_QConv):
             return self._conv_forward(x, self.float_weight(x.dtype), bias)
         is_batch = input.ndim != len(self.kernel_size) + 1
         x, padding = self._padded(input if is_batch else input.unsqueeze(0))
-        frozen: Any = self._modules.get("weight")
-        if frozen is None:
-            data, scale, shift, latent = self.weight_parts()
-            sizes = self.weight.shape
-        else:
-            (data, scale, shift), latent, sizes = frozen.parts(), None, frozen.shape
-        activations, input_scale = "", None
-        if self.activation_qtype is not None:
-            activations, input_scale = self.activation_arguments()
+        activations, input_scale = self.activation_arguments()
+        data, scale, shift, latent = self.weight_parts()
+        # Not self.weight, which torch searches for.
+        weight: Any = self._modules["weight"] if latent is None else latent
         try:
             y = _convolution(
                 x, data, scale, shift, self.own_bias(), qtype.name, self.weight_group_size or 0,
-                sizes, self.stride, padding, self.dilation, self.groups, latent,
+                weight.shape, self.stride, padding, self.dilation, self.groups, latent,
                 activations, input_scale,
             )  # fmt: skip
         except ValueError as error:  # which speaks of the parts
