@@ -29,7 +29,7 @@ void expect_same_anywhere(const Run& run, const std::string& name) {
   }
 }
 
-class Alignment : public testing::TestWithParam<std::tuple<Isa, QTypeId>> {
+class Alignment : public testing::TestWithParam<IsaAndType> {
  protected:
   // Rows that lie plainly in canonical form, in whole lines, and others.
   static std::vector<WeightSpec> specs() {
@@ -60,10 +60,7 @@ class Alignment : public testing::TestWithParam<std::tuple<Isa, QTypeId>> {
 INSTANTIATE_TEST_SUITE_P(EveryIsa, Alignment,
                          testing::Combine(testing::ValuesIn(supported_isas()),
                                           testing::ValuesIn(kAllTypes)),
-                         [](const auto& info) {
-                           return std::string(isa_name(std::get<0>(info.param))) + "_" +
-                                  type_name(std::get<1>(info.param));
-                         });
+                         name_of);
 
 TEST_P(Alignment, is_nothing_to_a_linear) { expect_same_anywhere_of(run_linear); }
 

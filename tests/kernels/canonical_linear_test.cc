@@ -35,7 +35,6 @@ Call on_two_threads(Call call) {
   return call;
 }
 
-using IsaAndType = std::tuple<Isa, QTypeId>;
 class CanonicalLinear : public ::testing::TestWithParam<IsaAndType> {};
 
 TEST_P(CanonicalLinear, gives_what_a_packed_weight_gives) {
@@ -161,10 +160,7 @@ TEST(CanonicalLinearBlocks, takes_a_weight_of_more_than_one_shared_block) {
 INSTANTIATE_TEST_SUITE_P(All, CanonicalLinear,
                          ::testing::Combine(::testing::ValuesIn(supported_isas()),
                                             ::testing::ValuesIn(kAllTypes)),
-                         [](const auto& info) {
-                           return std::string(isa_name(std::get<0>(info.param))) + "_" +
-                                  type_name(std::get<1>(info.param));
-                         });
+                         name_of);
 
 }  // namespace
 }  // namespace quantal::kernels

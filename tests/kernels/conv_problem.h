@@ -76,6 +76,40 @@ struct ConvCase {
   ChannelOrder order = ChannelOrder::kPlanes;
   Edge edge = Edge::kLast;
 
+  std::int64_t input_index(std::int64_t sample, std::int64_t channel, std::int64_t pixel) const {
+    const std::int64_t in_sample = order == ChannelOrder::kPlanes
+                                       ? channel * shape.pixels() + pixel
+                                       : pixel * shape.channels + channel;
+    return sample * shape.channels * shape.pixels() + in_sample;
+  }
+  std::int64_t output_index(std::int64_t sample, std::int64_t row, std::int64_t position) const {
+    return order == ChannelOrder::kPlanes
+               ? (sample * shape.rows + row) * shape.positions() + position
+               : (sample * shape.positions() + position) * shape.rows + row;
+  }
+
+  /// Where what the kernel covers lies in the input, index by index; -1 in the padding.
+  std::vector<std::int64_t> patch(std::int64_t sample, std::int64_t group,
+                                  const ConvShape::Extent& at) const {
+    std::vector<std::int64_t> found;
+    for (std::int64_t ch = 0; ch < shape.group_channels(); ++ch) {
+      ConvShape::Extent tap{};
+      for (std::int64_t t = 0; t < shape.taps(); ++t, advance(tap, shape.kernel)) {
+        std::int64_t pixel = 0;
+        bool inside = true;
+        for (int i = 0; i < 3; ++i) {
+          const std::int64_t x =
+              at[i] * shape.stride[i] + tap[i] * shape.dilation[i] - shape.padding[i];
+          inside = inside && x >= 0 && x < shape.input[i];
+          pixel = pixel * shape.input[i] + x;
+        }
+        const std::int64_t channel = group * shape.group_channels() + ch;
+        found.push_back(inside ? input_index(sample, channel, pixel) : -1);
+      }
+    }
+    return found;
+  }
+
   std::string name() const {
     std::ostringstream text;
     text << type_name(qtype) << " g" << group_size << " type " << static_cast<int>(type)
@@ -171,31 +205,12 @@ struct ConvProblem {
     return found;
   }
 
-  std::int8_t code(std::int64_t sample, std::int64_t channel, std::int64_t pixel) const {
-    const std::int64_t in_sample = c.order == ChannelOrder::kPlanes
-                                       ? channel * shape.pixels() + pixel
-                                       : pixel * shape.channels + channel;
-    return static_cast<std::int8_t>(
-        codes.data()[sample * shape.channels * shape.pixels() + in_sample]);
-  }
-
-  /// The codes under the kernel, index by index.
+  /// The codes under the kernel.
   std::vector<std::int8_t> patch(std::int64_t sample, std::int64_t group,
                                  const ConvShape::Extent& at) const {
     std::vector<std::int8_t> found;
-    for (std::int64_t ch = 0; ch < shape.group_channels(); ++ch) {
-      ConvShape::Extent tap{};
-      for (std::int64_t t = 0; t < shape.taps(); ++t, advance(tap, shape.kernel)) {
-        std::int64_t pixel = 0;
-        bool inside = true;
-        for (int i = 0; i < 3; ++i) {
-          const std::int64_t x =
-              at[i] * shape.stride[i] + tap[i] * shape.dilation[i] - shape.padding[i];
-          inside = inside && x >= 0 && x < shape.input[i];
-          pixel = pixel * shape.input[i] + x;
-        }
-        found.push_back(inside ? code(sample, group * shape.group_channels() + ch, pixel) : 0);
-      }
+    for (const std::int64_t i : c.patch(sample, group, at)) {
+      found.push_back(i < 0 ? std::int8_t{0} : static_cast<std::int8_t>(codes.data()[i]));
     }
     return found;
   }
@@ -226,10 +241,8 @@ struct ConvProblem {
                                          .bias = bias.data() + first * size_of(c.type)};
           find_integer_linear(Isa::kPortable, part)(linear, serial_for);
           for (std::int64_t r = begin; r < end; ++r) {
-            const std::int64_t to = c.order == ChannelOrder::kPlanes
-                                        ? (n * shape.rows + r) * shape.positions() + p
-                                        : (n * shape.positions() + p) * shape.rows + r;
-            store_float(out.data(), to, c.type, load_float(row.data(), r - first, c.type));
+            store_float(out.data(), c.output_index(n, r, p), c.type,
+                        load_float(row.data(), r - first, c.type));
           }
         }
       }

@@ -47,7 +47,7 @@ void make_tiny(Problem& problem, Tiny tiny) {
   problem.repack();
 }
 
-class Denormals : public testing::TestWithParam<std::tuple<Isa, QTypeId>> {
+class Denormals : public testing::TestWithParam<IsaAndType> {
  protected:
   Isa isa() const { return std::get<0>(GetParam()); }
   QTypeId qtype() const { return std::get<1>(GetParam()); }
@@ -75,10 +75,7 @@ class Denormals : public testing::TestWithParam<std::tuple<Isa, QTypeId>> {
 INSTANTIATE_TEST_SUITE_P(EveryIsa, Denormals,
                          testing::Combine(testing::ValuesIn(supported_isas()),
                                           testing::ValuesIn(kAllTypes)),
-                         [](const auto& info) {
-                           return std::string(isa_name(std::get<0>(info.param))) + "_" +
-                                  type_name(std::get<1>(info.param));
-                         });
+                         name_of);
 
 TEST_P(Denormals, are_numbers_to_a_linear) {
   for_problems([this](const Problem& problem) {

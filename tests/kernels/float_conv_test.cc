@@ -86,31 +86,11 @@ struct FloatConvProblem {
     return {y.data(), y.data() + y.size()};
   }
 
-  std::int64_t input_index(std::int64_t sample, std::int64_t channel, std::int64_t pixel) const {
-    const std::int64_t in_sample = c.order == ChannelOrder::kPlanes
-                                       ? channel * shape.pixels() + pixel
-                                       : pixel * shape.channels + channel;
-    return sample * shape.channels * shape.pixels() + in_sample;
-  }
-
-  /// What the kernel covers at a position, index by index.
+  /// What the kernel covers at a position.
   void write_patch(std::int64_t sample, const ConvShape::Extent& at, std::byte* out) const {
     std::int64_t column = 0;
-    for (std::int64_t ch = 0; ch < shape.channels; ++ch) {
-      ConvShape::Extent tap{};
-      for (std::int64_t t = 0; t < shape.taps(); ++t, advance(tap, shape.kernel)) {
-        std::int64_t pixel = 0;
-        bool inside = true;
-        for (int i = 0; i < 3; ++i) {
-          const std::int64_t n =
-              at[i] * shape.stride[i] + tap[i] * shape.dilation[i] - shape.padding[i];
-          inside = inside && n >= 0 && n < shape.input[i];
-          pixel = pixel * shape.input[i] + n;
-        }
-        const float value =
-            inside ? load_float(x.data(), input_index(sample, ch, pixel), c.type) : 0.0F;
-        store_float(out, column++, c.type, value);
-      }
+    for (const std::int64_t i : c.patch(sample, 0, at)) {
+      store_float(out, column++, c.type, i < 0 ? 0.0F : load_float(x.data(), i, c.type));
     }
   }
 
@@ -137,10 +117,8 @@ struct FloatConvProblem {
                             .bias = bias.data()};
     find_linear(isa, packed.layout.spec())(linear, serial_for);
     for (std::int64_t i = 0; i < tokens * shape.rows; ++i) {
-      const std::int64_t token = i / shape.rows, row = i % shape.rows;
-      const std::int64_t plane = token / positions * shape.rows + row;
-      const std::int64_t to =
-          c.order == ChannelOrder::kLast ? i : plane * positions + token % positions;
+      const std::int64_t token = i / shape.rows;
+      const std::int64_t to = c.output_index(token / positions, i % shape.rows, token % positions);
       std::memcpy(out.data() + to * size, rows.data() + i * size, size);
     }
     return out;
@@ -155,15 +133,12 @@ std::vector<Isa> isas_with_kernel() {
   return found;
 }
 
-class FloatConv : public testing::TestWithParam<std::tuple<Isa, QTypeId>> {};
+class FloatConv : public testing::TestWithParam<IsaAndType> {};
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(FloatConv);
 INSTANTIATE_TEST_SUITE_P(EveryIsa, FloatConv,
                          testing::Combine(testing::ValuesIn(isas_with_kernel()),
                                           testing::ValuesIn(kAllTypes)),
-                         [](const auto& info) {
-                           return std::string(isa_name(std::get<0>(info.param))) + "_" +
-                                  type_name(std::get<1>(info.param));
-                         });
+                         name_of);
 
 TEST_P(FloatConv, has_the_bits_of_the_linear_of_patches) {
   const auto [isa, qtype] = GetParam();
@@ -210,7 +185,7 @@ TEST_P(FloatConv, an_infinity_stays_in_the_positions_that_read_it) {
                                  .qtype = qtype,
                                  .order = order});
     // The first pixel of the second sample.
-    store_float(call.x.data(), call.input_index(1, 2, 0), FloatType::kF32,
+    store_float(call.x.data(), call.c.input_index(1, 2, 0), FloatType::kF32,
                 std::numeric_limits<float>::infinity());
     const auto y = call.run(isa);
     for (std::int64_t i = 0; i < call.count(); ++i) {

@@ -47,7 +47,7 @@ const std::vector<ConvShape>& depthwise_shapes() {
   return all;
 }
 
-class IntegerConv : public testing::TestWithParam<std::tuple<Isa, QTypeId>> {
+class IntegerConv : public testing::TestWithParam<IsaAndType> {
  protected:
   void expect_exact(const ConvShape& shape) {
     const auto [isa, qtype] = GetParam();
@@ -75,10 +75,7 @@ class IntegerConv : public testing::TestWithParam<std::tuple<Isa, QTypeId>> {
 INSTANTIATE_TEST_SUITE_P(EveryIsa, IntegerConv,
                          testing::Combine(testing::ValuesIn(supported_isas()),
                                           testing::ValuesIn(kIntegerTypes)),
-                         [](const auto& info) {
-                           return std::string(isa_name(std::get<0>(info.param))) + "_" +
-                                  type_name(std::get<1>(info.param));
-                         });
+                         name_of);
 
 TEST_P(IntegerConv, is_the_integer_linear_of_patches) {
   for (const ConvShape& shape : odd_shapes()) expect_exact(shape);

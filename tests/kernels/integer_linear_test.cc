@@ -63,14 +63,11 @@ void check(const Problem& problem, bool has_codes, const std::vector<std::byte>&
   }
 }
 
-class IntegerLinear : public testing::TestWithParam<std::tuple<Isa, QTypeId>> {};
+class IntegerLinear : public testing::TestWithParam<IsaAndType> {};
 INSTANTIATE_TEST_SUITE_P(EveryIsa, IntegerLinear,
                          testing::Combine(testing::ValuesIn(supported_isas()),
                                           testing::ValuesIn(kIntegerTypes)),
-                         [](const auto& info) {
-                           return std::string(isa_name(std::get<0>(info.param))) + "_" +
-                                  type_name(std::get<1>(info.param));
-                         });
+                         name_of);
 
 TEST_P(IntegerLinear, is_exact_over_codes) {
   const auto [isa, qtype] = GetParam();

@@ -15,14 +15,11 @@ namespace {
 constexpr std::int64_t kTokenCounts[] = {0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 17};
 constexpr std::int64_t kMostTokens = 17;
 
-class Linear : public testing::TestWithParam<std::tuple<Isa, QTypeId>> {};
+class Linear : public testing::TestWithParam<IsaAndType> {};
 INSTANTIATE_TEST_SUITE_P(EveryIsa, Linear,
                          testing::Combine(testing::ValuesIn(supported_isas()),
                                           testing::ValuesIn(kAllTypes)),
-                         [](const auto& info) {
-                           return std::string(isa_name(std::get<0>(info.param))) + "_" +
-                                  type_name(std::get<1>(info.param));
-                         });
+                         name_of);
 
 TEST_P(Linear, equals_dequantize_then_multiply) {
   const auto [isa, qtype] = GetParam();

@@ -36,11 +36,6 @@ std::vector<WeightSpec> small_weights(QTypeId qtype) {
 constexpr std::int64_t kAllTokenCounts[] = {1,  2,  3,  5,  7,   15,  16,  17,  31,   33,
                                             63, 65, 96, 97, 127, 129, 205, 255, 1023, 1030};
 
-using IsaAndType = std::tuple<Isa, QTypeId>;
-std::string name_of(const testing::TestParamInfo<IsaAndType>& info) {
-  return std::string(isa_name(std::get<0>(info.param))) + "_" + type_name(std::get<1>(info.param));
-}
-
 class ManyTokens : public testing::TestWithParam<IsaAndType> {};
 INSTANTIATE_TEST_SUITE_P(EveryIsa, ManyTokens,
                          testing::Combine(testing::ValuesIn(supported_isas()),

@@ -4,7 +4,10 @@
 #include <cstdint>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "kernels/packed_layout.h"
 
@@ -152,6 +155,11 @@ inline std::string type_name(QTypeId id) {
     if (type.id == id) return std::string(type.name);
   }
   return "?";
+}
+
+using IsaAndType = std::tuple<Isa, QTypeId>;
+inline std::string name_of(const testing::TestParamInfo<IsaAndType>& info) {
+  return std::string(isa_name(std::get<0>(info.param))) + "_" + type_name(std::get<1>(info.param));
 }
 
 }  // namespace quantal::kernels

@@ -412,9 +412,9 @@ def test_torch_func_grad(qtype: str, state: str) -> None:
     x = data().requires_grad_()
     model(x).square().sum().backward()
     # Transforms go through torch's convolution, which sums in another order than the library's.
-    torch.testing.assert_close(of_input, x.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of_input, x.grad, rtol=1e-5, atol=1e-5)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, trained[name].grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradient, trained[name].grad, rtol=1e-5, atol=1e-5)
     each = torch.func.vmap(torch.func.grad(loss), (None, 0))(trained, data().unsqueeze(1))
     for name, gradient in each.items():
         torch.testing.assert_close(gradient.sum(0), gradients[name], rtol=1e-4, atol=1e-5)
