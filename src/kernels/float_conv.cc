@@ -13,15 +13,13 @@ constexpr std::int64_t kSerial = 1 << 14;
 // Columns and positions that a kernel reads again and again before it goes on.
 constexpr std::int64_t kColumns = 256, kPositions = 6;
 
-// The least stride of `least` floats or more at which `count` numbers take half of the first-level
-// cache at most, rather than a few of its sets.
+}  // namespace
+
 std::int64_t spread_stride(std::int64_t least, std::int64_t count) {
   const std::int64_t sets = kSets / std::gcd(least / kLineFloats, kSets);
   if (least % kLineFloats != 0 || sets * kWays / 2 >= count) return least;
   return least + kLineFloats;  // an odd number of lines
 }
-
-}  // namespace
 
 ConvInput::ConvInput(const FloatConvArgs& args, ConvertFloats convert,
                      const ParallelFor& parallel_for)

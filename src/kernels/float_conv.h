@@ -30,6 +30,10 @@ struct FloatConvArgs {
   }
 };
 
+/// The least stride of `least` floats or more at which `count` numbers take half of the first-level
+/// cache at most, rather than a few of its sets.
+std::int64_t spread_stride(std::int64_t least, std::int64_t count);
+
 /// x[index, index + count) as fp32.
 using ConvertFloats = void (*)(const void* x, std::int64_t index, std::int64_t count,
                                FloatType type, float* to);

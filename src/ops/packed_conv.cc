@@ -4,6 +4,7 @@
 
 #include "kernels/activation_codes.h"
 #include "kernels/canonical_linear.h"
+#include "kernels/grouped_conv.h"
 #include "kernels/integer_conv.h"
 #include "ops/cpu_kernels.h"
 #include "ops/cpu_weights.h"
@@ -20,6 +21,10 @@ constexpr std::int64_t kLargeWeight = 1 << 15;
 // longer than its products.
 constexpr std::int64_t kLargeShare = 96;
 constexpr std::int64_t kFewProducts = 1 << 22;
+// Where kernels::grouped_conv() takes less time than ATen: groups of up to so many channels and
+// rows, but for depthwise ones; or where ATen's call takes longer than its products.
+constexpr std::int64_t kThinGroup = 4;
+constexpr std::int64_t kFewGroupedProducts = 1 << 18;
 
 using kernels::ChannelOrder;
 using kernels::ConvShape;
@@ -31,11 +36,11 @@ std::int64_t products_of(const ConvShape& shape) {
 // Contiguous, in x's memory format.
 at::Tensor dense(const at::Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
 
-// Of a dense tensor.
-ChannelOrder order_of(const at::Tensor& x) {
-  return x.suggest_memory_format() == at::MemoryFormat::Contiguous ? ChannelOrder::kPlanes
-                                                                   : ChannelOrder::kLast;
+ChannelOrder order_of(at::MemoryFormat format) {
+  return format == at::MemoryFormat::Contiguous ? ChannelOrder::kPlanes : ChannelOrder::kLast;
 }
+// Of a dense tensor.
+ChannelOrder order_of(const at::Tensor& x) { return order_of(x.suggest_memory_format()); }
 
 // Batch, rows and the output's dimensions, of which there are `dims` - 2.
 std::vector<std::int64_t> output_sizes(const ConvShape& shape, std::int64_t dims) {
@@ -190,8 +195,20 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
   return all_have_codes ? y : at::Tensor();
 }
 
-ConvWay conv_way(const ConvShape& shape) {
-  if (shape.groups != 1 || kernel_isa() == Isa::kPortable) return ConvWay::kAten;
+namespace {
+
+ConvWay grouped_way(const ConvShape& shape, ChannelOrder order) {
+  if (kernels::find_grouped_conv(kernel_isa(), shape, order) == nullptr) return ConvWay::kAten;
+  const std::int64_t rows = shape.group_rows();
+  const bool is_thin = rows > 1 && std::max(rows, shape.group_channels()) <= kThinGroup;
+  return is_thin || products_of(shape) <= kFewGroupedProducts ? ConvWay::kGrouped : ConvWay::kAten;
+}
+
+}  // namespace
+
+ConvWay conv_way(const ConvShape& shape, at::MemoryFormat format) {
+  if (shape.groups != 1) return grouped_way(shape, order_of(format));
+  if (kernel_isa() == Isa::kPortable) return ConvWay::kAten;
   const std::int64_t positions = shape.batch * shape.positions();
   const std::int64_t weight = shape.rows * shape.columns();
   if (kernels::find_float_conv(kernel_isa()) == nullptr) {
@@ -222,6 +239,22 @@ at::Tensor direct_convolution(const WeightCodes& weight, const ConvShape& shape,
       [&](const kernels::FloatConvArgs& args, const kernels::ParallelFor& threads) {
         kernels::float_conv_from_canonical(kernel_isa(), args, canonical.weight(), threads);
       });
+}
+
+at::Tensor grouped_convolution(const at::Tensor& weight, const ConvShape& shape,
+                               const at::Tensor& x, const at::Tensor& bias) {
+  const at::Tensor input = dense(x), added = bias.defined() ? bias.contiguous() : bias;
+  at::Tensor y = conv_output(shape, input, x.scalar_type());
+  kernels::grouped_conv(kernel_isa(),
+                        {.shape = shape,
+                         .weight = weight.const_data_ptr<float>(),
+                         .type = *float_type(x.scalar_type()),
+                         .order = order_of(input),
+                         .x = input.const_data_ptr(),
+                         .y = y.mutable_data_ptr(),
+                         .bias = data_of(added)},
+                        threads_for(products_of(shape)));
+  return y;
 }
 
 at::Tensor patch_convolution(const ConvShape& shape, const at::Tensor& x,

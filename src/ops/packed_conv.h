@@ -50,15 +50,17 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
 /// How a weight-only convolution runs.
 enum class ConvWay : std::uint8_t {
   kDirect,   ///< direct_convolution()
+  kGrouped,  ///< grouped_convolution() of the dequantized weight
   kPatches,  ///< patch_convolution()
   kAten,     ///< at::convolution() of the dequantized weight
 };
-/// The one that takes the least time (benchmarks/conv.py). Precondition: conv_shape() gave it.
-ConvWay conv_way(const kernels::ConvShape& shape);
+/// The one that takes the least time for an input of that format (benchmarks/conv.py).
+/// Precondition: conv_shape() gave the shape.
+ConvWay conv_way(const kernels::ConvShape& shape, at::MemoryFormat format);
 
 /// Rows [begin, begin + shape.rows) of `weight` by x, read where it lies (kernels/float_conv.h);
 /// bias (rows) of x's dtype or undefined. In x's dtype and memory format.
-/// Precondition: conv_way(shape) == ConvWay::kDirect, PackedWeight::takes_activations(x),
+/// Precondition: conv_way() == ConvWay::kDirect, PackedWeight::takes_activations(x),
 /// PackedWeight::begins_tile(begin).
 at::Tensor direct_convolution(const PackedWeight& weight, std::int64_t begin,
                               const kernels::ConvShape& shape, const at::Tensor& x,
@@ -67,6 +69,12 @@ at::Tensor direct_convolution(const PackedWeight& weight, std::int64_t begin,
 /// The same of a weight in canonical form. Precondition: gathers_on_cpu(weight, x's dtype).
 at::Tensor direct_convolution(const WeightCodes& weight, const kernels::ConvShape& shape,
                               const at::Tensor& x, const at::Tensor& bias);
+
+/// In groups (kernels/grouped_conv.h): `weight` (rows, columns) is contiguous fp32. In x's dtype
+/// and memory format. Precondition: conv_way(shape, x's format) == ConvWay::kGrouped,
+/// PackedWeight::takes_activations(x).
+at::Tensor grouped_convolution(const at::Tensor& weight, const kernels::ConvShape& shape,
+                               const at::Tensor& x, const at::Tensor& bias);
 
 /// A convolution of floats as a linear of the patches that the kernel covers, so that the weight is
 /// never dequantized as a whole: `linear` takes (batch * positions, columns) to (…, rows). In x's

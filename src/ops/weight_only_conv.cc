@@ -104,9 +104,15 @@ at::Tensor weight_only_convolution(const at::Tensor& x, const WeightCodes& weigh
         .contiguous(x.suggest_memory_format());
   }
   const at::Tensor added = bias.value_or(at::Tensor());
-  switch (conv_way(*shape)) {
+  switch (conv_way(*shape, x.suggest_memory_format())) {
     case ConvWay::kDirect:
       return direct_convolution(weight, *shape, x, added);
+    case ConvWay::kGrouped: {
+      const KeptMemory memory;
+      const at::Tensor floats = memory.tensor(weight.sizes, at::kFloat);
+      dequantize_into(weight, 0, floats);
+      return grouped_convolution(floats, *shape, x, added);
+    }
     case ConvWay::kPatches:
       return patch_convolution(*shape, x, [&](const at::Tensor& patches) {
         return CanonicalMatrix(weight).linear(patches, added, std::nullopt, {});

@@ -46,12 +46,13 @@ std::optional<Packed> as_packed(const at::Tensor& x, const at::Tensor& weight,
   const auto shape = conv_shape(x.sizes(), weight.sizes(), params);
   const bool has_codes = is_dynamic || has_int8_codes(x);
   if (!shape) return std::nullopt;
-  const ConvWay way = conv_way(*shape);
-  if (way == ConvWay::kAten && !has_codes) return std::nullopt;
+  const ConvWay way = conv_way(*shape, x.suggest_memory_format());
+  const bool is_dequantized = way == ConvWay::kAten || way == ConvWay::kGrouped;
+  if (is_dequantized && !has_codes) return std::nullopt;
   auto packed = packed_rows(weight);
   if (!packed) return std::nullopt;
   const bool is_integer = has_codes && packed->weight->is_integer();
-  if (!is_integer && (is_dynamic || way == ConvWay::kAten)) return std::nullopt;
+  if (!is_integer && (is_dynamic || is_dequantized)) return std::nullopt;
   return Packed{std::move(*packed), *shape, is_integer, way};
 }
 

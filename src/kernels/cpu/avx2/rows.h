@@ -30,6 +30,10 @@ inline __m256 load_rows(const void* data, std::int64_t index, FloatType type) {
 inline void load_floats(const void* data, std::int64_t index, std::int64_t count, FloatType type,
                         float* to) {
   if (count < kHalfRows) {
+    if (type == FloatType::kF32) {
+      std::copy_n(static_cast<const float*>(data) + index, count, to);
+      return;
+    }
     for (std::int64_t i = 0; i < count; ++i) to[i] = load_float(data, index + i, type);
     return;
   }
@@ -49,10 +53,27 @@ inline __m256i round_to_bf16(__m256 value) {
   return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan)), 16);
 }
 
+/// The first `count` (7 or fewer) of `value`.
+inline void store_part(float* to, std::int64_t count, __m256 value) {
+  __m128 rest = _mm256_castps256_ps128(value);
+  if ((count & 4) != 0) {
+    _mm_storeu_ps(to, rest);
+    rest = _mm256_extractf128_ps(value, 1);
+    to += 4;
+  }
+  if ((count & 2) != 0) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(to), rest);
+    rest = _mm_movehl_ps(rest, rest);
+    to += 2;
+  }
+  if ((count & 1) != 0) _mm_store_ss(to, rest);
+}
+
 /// The first `rows` (8 or fewer) of `value`, as `type`, at data[index].
 inline void store_rows(void* data, std::int64_t index, FloatType type, std::int64_t rows,
                        __m256 value) {
   if (rows < kHalfRows) {
+    if (type == FloatType::kF32) return store_part(static_cast<float*>(data) + index, rows, value);
     float values[kHalfRows];
     _mm256_storeu_ps(values, value);
     for (std::int64_t r = 0; r < rows; ++r) store_float(data, index + r, type, values[r]);
