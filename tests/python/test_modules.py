@@ -173,8 +173,10 @@ def test_training_reaches_what_fake_quantization_reaches() -> None:
         F.conv2d(x, value, plain.bias, stride=2, groups=2).square().sum().backward()
         for optimizer in optimizers:
             optimizer.step()
-    assert torch.equal(model[0].weight, plain.weight)
-    assert torch.equal(model[0].bias, plain.bias)
+    # The library's convolution rounds otherwise than torch's; a step of Adam moves by 1e-2.
+    close = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(model[0].weight, plain.weight, **close)
+    torch.testing.assert_close(model[0].bias, plain.bias, **close)
 
 
 # ---- calls
