@@ -1,39 +1,70 @@
-#include "kernels/depthwise.h"
-
+// Depthwise convolution, 8 channels at a time, in plain C++.
 #include <cmath>
 
-#include "kernels/variants.h"
+#include "kernels/grouped_conv.h"
 
 namespace quantal::kernels {
+namespace {
 
-DepthwiseKernel find_depthwise(Isa isa) {
-  return best_variant<DepthwiseKernel>(isa, {
-#if defined(__x86_64__)
-                                                {Isa::kAvx2, depthwise__avx2},
-#endif
-                                                {Isa::kPortable, depthwise__portable}});
-}
+constexpr std::int64_t kVector = GroupedConvPlan::kVector;
 
-void depthwise_channels(const DepthwiseArgs& args, std::int64_t first) {
-  const DepthwiseWeight& w = args.weight;
-  const std::int64_t pairs = (w.taps + 1) / 2;
-  for (std::int64_t i = 0; i < args.positions; ++i) {
-    const std::int8_t* const* pixels = args.pixels + i * 2 * pairs;
-    for (std::int64_t c = first; c < w.channels; ++c) {
-      std::int32_t total = 0, x_sum = 0;
-      for (std::int64_t tap = 0; tap < w.taps; ++tap) {
-        const auto x = static_cast<std::int32_t>(pixels[tap][c]);
-        total += w.codes[(tap / 2 * w.channels + c) * 2 + tap % 2] * x;
-        x_sum += x;
-      }
-      float sum = std::fma(static_cast<float>(total), w.scale[c], 0.0F);
-      if (w.shift != nullptr) sum = std::fma(static_cast<float>(x_sum), -w.shift[c], sum);
-      const float bias = args.bias != nullptr ? load_float(args.bias, c, args.type) : 0.0F;
-      store_float(args.y, i * w.channels + c, args.type, std::fma(sum, args.scale, bias));
+template <typename Load>
+void gather(const ChannelPixels& from, float* to, const Load& load) {
+  for (std::int64_t c = 0; c < from.channels; ++c) {
+    const std::int64_t first = from.first + c * from.channel_step;
+    for (std::int64_t i = 0; i < from.pixels; ++i) {
+      to[i * kVector + c] = load(first + i * from.pixel_step);
     }
   }
 }
 
-void depthwise__portable(const DepthwiseArgs& args) { depthwise_channels(args, 0); }
+void gather_floats(const ChannelPixels& from, float* to) {
+  gather(from, to, [&](std::int64_t i) { return load_float(from.x, i, from.type); });
+}
+
+void gather_codes(const ChannelPixels& from, float* to) {
+  const auto* codes = static_cast<const std::int8_t*>(from.x);
+  gather(from, to, [&](std::int64_t i) { return static_cast<float>(codes[i]); });
+}
+
+// One position.
+void sum_taps(const GroupedConvBlock& block, const float* x, const float* weight, float* sums,
+              float* x_sums) {
+  for (const std::int64_t column : block.plan.columns()) {
+    for (std::int64_t c = 0; c < kVector; ++c) {
+      sums[c] += x[column + c] * weight[c];
+      x_sums[c] += x[column + c];
+    }
+    weight += kVector;
+  }
+}
+
+void run_channels(const GroupedConvBlock& block) {
+  const std::int64_t row = block.at.row;
+  const float* weight = block.weight + row * block.args.shape.taps();
+  const auto* const end = block.plan.runs() + block.plan.runs_of(block.at);
+  for (const auto* run = block.plan.runs(); run < end; ++run) {
+    for (std::int64_t i = 0; i < run->count; ++i) {
+      float sums[kVector] = {}, x_sums[kVector] = {};
+      sum_taps(block, block.input + run->begin + i * block.plan.position_step(), weight, sums,
+               x_sums);
+      const std::int64_t to = block.begin + (run->position + i) * block.position_step;
+      for (std::int64_t c = 0; c < block.at.rows; ++c) {
+        float sum = std::fma(sums[c], block.scale[row + c], 0.0F);
+        if (block.shift != nullptr) sum = std::fma(x_sums[c], -block.shift[row + c], sum);
+        store_float(block.y, to + c * block.row_step, block.args.type,
+                    std::fma(sum, block.x_scale, block.bias[row + c]));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const GroupedConvKernel grouped_conv__portable = {
+    .floats = {nullptr, gather_floats},
+    .codes = {nullptr, gather_codes},
+    .run = {nullptr, nullptr, run_channels},
+};
 
 }  // namespace quantal::kernels

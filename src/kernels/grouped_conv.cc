@@ -1,15 +1,19 @@
 #include "kernels/grouped_conv.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
 
+#include "kernels/activation_codes.h"
 #include "kernels/scratch.h"
+#include "kernels/variants.h"
 
 namespace quantal::kernels {
 namespace {
 
 constexpr std::int64_t kVector = GroupedConvPlan::kVector;
 // Floats of a block, and blocks among which threads divide a call: fewer lines are read twice.
-constexpr std::int64_t kBlockFloats = 1 << 16;
+constexpr std::int64_t kBlockFloats = 1 << 17;
 constexpr std::int64_t kBlocks = 4;
 
 std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
@@ -23,27 +27,125 @@ void reorder_row(const ConvShape& shape, const float* row, float* to, std::int64
   }
 }
 
-void reorder_weight(const GroupedConvArgs& args, float* to) {
-  const std::int64_t columns = args.shape.columns();
-  const bool is_planes = args.order == ChannelOrder::kPlanes;
-  const std::int64_t together = is_planes ? 1 : kVector;
-  if (!is_planes) std::fill_n(to, divide_up(args.shape.rows, kVector) * kVector * columns, 0.0F);
-  for (std::int64_t r = 0; r < args.shape.rows; ++r) {
-    const std::int64_t first = r / together * together;
-    reorder_row(args.shape, args.weight + r * columns, to + first * columns + r - first, together);
+// What belongs to each row, in fp32 and as kernels read it.
+class RowNumbers {
+ public:
+  RowNumbers(const GroupedConvArgs& args, GroupedLanes lanes)
+      : rows_(divide_up(args.shape.rows, kVector) * kVector),
+        weight_(rows_ * args.shape.columns()),
+        scale_(rows_),
+        shift_(rows_),
+        bias_(rows_),
+        is_affine_(args.scales != nullptr && args.scales->shift != nullptr) {
+    const std::int64_t rows = args.shape.rows;
+    fill_weight(args, lanes == GroupedLanes::kPositions ? 1 : kVector);
+    std::fill_n(scale_.data(), rows_, 1.0F);
+    std::fill_n(shift_.data(), rows_, 0.0F);
+    std::fill_n(bias_.data(), rows_, 0.0F);
+    if (args.scales != nullptr) std::copy_n(args.scales->scale, rows, scale_.data());
+    if (is_affine_) std::copy_n(args.scales->shift, rows, shift_.data());
+    for (std::int64_t r = 0; args.bias != nullptr && r < rows; ++r) {
+      bias_.data()[r] = load_float(args.bias, r, args.type);
+    }
   }
+
+  const float* weight() const { return weight_.data(); }
+  const float* scale() const { return scale_.data(); }
+  const float* shift() const { return is_affine_ ? shift_.data() : nullptr; }
+  const float* bias() const { return bias_.data(); }
+
+ private:
+  void fill_weight(const GroupedConvArgs& args, std::int64_t together) {
+    const std::int64_t columns = args.shape.columns();
+    if (together > 1) std::fill_n(weight_.data(), rows_ * columns, 0.0F);
+    for (std::int64_t r = 0; r < args.shape.rows; ++r) {
+      const std::int64_t first = r / together * together;
+      reorder_row(args.shape, args.weight + r * columns,
+                  weight_.data() + first * columns + r - first, together);
+    }
+  }
+
+  std::int64_t rows_;
+  Scratch weight_, scale_, shift_, bias_;
+  bool is_affine_;
+};
+
+// Where results go: row r of a block at its position p has index begin + r row_step + p
+// position_step.
+struct Target {
+  std::int64_t begin, row_step, position_step;
+};
+
+Target target_of(const GroupedConvArgs& args, const GroupedConvPlan& plan,
+                 const GroupedConvPlan::Block& block) {
+  const ConvShape::Extent& size = plan.output();
+  const std::int64_t positions = size[0] * size[1] * size[2], rows = args.shape.rows;
+  const std::int64_t first = (block.depth * size[1] + block.line) * size[2];
+  if (args.order == ChannelOrder::kPlanes) {
+    return {(block.sample * rows + block.row) * positions + first, positions, 1};
+  }
+  return {(block.sample * positions + first) * rows + block.row, 1, rows};
 }
 
+// A block's results, before they are stored as codes.
+class BlockNumbers {
+ public:
+  // For `most` results, or for none.
+  BlockNumbers(const GroupedConvArgs& args, std::int64_t most)
+      : args_(args), numbers_(most), codes_((most + 3) / 4) {}
+
+  void* data() const { return numbers_.data(); }
+  Target target(const GroupedConvPlan::Block& block, std::int64_t positions) const {
+    if (args_.order == ChannelOrder::kPlanes) return {0, positions, 1};
+    return {0, 1, block.rows};
+  }
+  // False where one is NaN.
+  bool store(Isa isa, const GroupedConvPlan::Block& block, std::int64_t positions,
+             const Target& to) const {
+    const auto* codes = reinterpret_cast<std::int8_t*>(codes_.data());
+    if (!quantize_codes(isa, numbers_.data(), args_.type, block.rows * positions, *args_.scales->y,
+                        reinterpret_cast<std::int8_t*>(codes_.data()))) {
+      return false;
+    }
+    const bool is_planes = args_.order == ChannelOrder::kPlanes;
+    const std::int64_t runs = is_planes ? block.rows : positions;
+    const std::int64_t count = is_planes ? positions : block.rows;
+    const std::int64_t step = is_planes ? to.row_step : to.position_step;
+    auto* y = static_cast<std::int8_t*>(args_.y) + to.begin;
+    for (std::int64_t i = 0; i < runs; ++i) std::memcpy(y + i * step, codes + i * count, count);
+    return true;
+  }
+
+ private:
+  const GroupedConvArgs& args_;
+  Scratch numbers_, codes_;
+};
+
 }  // namespace
+
+GroupedLanes lanes_of(const ConvShape& shape, ChannelOrder order) {
+  if (shape.is_depthwise()) return GroupedLanes::kChannels;
+  return order == ChannelOrder::kPlanes ? GroupedLanes::kPositions : GroupedLanes::kRows;
+}
 
 GroupedConvPlan::GroupedConvPlan(const GroupedConvArgs& args)
     : shape_(args.shape),
       size_(shape_.output()),
-      is_planes_(args.order == ChannelOrder::kPlanes),
-      groups_(is_planes_ ? shape_.groups : 1),
-      planes_(is_planes_ ? shape_.group_channels() : 1) {
+      order_(args.order),
+      lanes_(lanes_of(shape_, order_)),
+      groups_(1),
+      group_rows_(shape_.rows),
+      planes_(1) {
+  if (lanes_ == GroupedLanes::kPositions) {
+    groups_ = shape_.groups, group_rows_ = shape_.group_rows(), planes_ = shape_.group_channels();
+  } else if (lanes_ == GroupedLanes::kChannels) {
+    groups_ = divide_up(shape_.channels, kVector), group_rows_ = kVector;
+  }
   lay_out_lines();
-  const std::int64_t line_floats = planes_ * shape_.kernel[0] * line_;
+  // What lies together is read and written by several blocks: while it is in the cache.
+  const bool shares_pixels = lanes_ == GroupedLanes::kChannels && order_ == ChannelOrder::kLast;
+  const std::int64_t line_floats =
+      planes_ * shape_.kernel[0] * line_ * (shares_pixels ? groups_ : 1);
   const std::int64_t tap_lines = (shape_.kernel[1] - 1) * shape_.dilation[1];
   const std::int64_t fitting = (kBlockFloats / line_floats - tap_lines - 1) / shape_.stride[1] + 1;
   const std::int64_t most = std::clamp<std::int64_t>(fitting, 1, size_[1]);
@@ -57,16 +159,21 @@ GroupedConvPlan::GroupedConvPlan(const GroupedConvArgs& args)
 
 void GroupedConvPlan::lay_out_lines() {
   const std::int64_t reach = (shape_.kernel[2] - 1) * shape_.dilation[2], step = shape_.stride[2];
-  if (is_planes_) {
-    pixel_ = 1, position_step_ = 1, phases_ = step;
-    phase_ = divide_up(size_[2], kVector) * kVector + reach / step;
-    line_ = phases_ * phase_;
-  } else {
-    phases_ = 1, phase_ = (size_[2] - 1) * step + reach + 1;
-    pixel_ = spread_stride(shape_.channels, (kVector + shape_.kernel[2]) * shape_.kernel[1]);
-    position_step_ = step * pixel_;
-    line_ = phase_ * pixel_;
+  phases_ = 1, phase_ = (size_[2] - 1) * step + reach + 1;
+  switch (lanes_) {
+    case GroupedLanes::kPositions:
+      pixel_ = 1, phases_ = step;
+      phase_ = divide_up(size_[2], kVector) * kVector + reach / step;
+      break;
+    case GroupedLanes::kRows:
+      pixel_ = spread_stride(shape_.channels, (kVector + shape_.kernel[2]) * shape_.kernel[1]);
+      break;
+    case GroupedLanes::kChannels:
+      pixel_ = kVector;
+      break;
   }
+  position_step_ = step / phases_ * pixel_;
+  line_ = phases_ * phase_ * pixel_;
   before_ = std::min(shape_.padding[2], phases_ * phase_);
   pixels_ = std::min(phases_ * phase_ - before_, shape_.input[2]);
 }
@@ -86,10 +193,10 @@ void GroupedConvPlan::find_columns() {
   ConvShape::Extent tap{};
   for (std::int64_t t = 0; t < shape_.taps(); ++t, advance(tap, shape_.kernel)) {
     const std::int64_t across = tap[2] * shape_.dilation[2];
-    const std::int64_t in_line =
-        is_planes_ ? across % phases_ * phase_ + across / phases_ : across * pixel_;
+    const std::int64_t in_line = (across % phases_ * phase_ + across / phases_) * pixel_;
     const std::int64_t begin = tap[0] * slice() + tap[1] * shape_.dilation[1] * line_ + in_line;
-    const std::int64_t channel = is_planes_ ? shape_.kernel[0] * slice() : 1;
+    const bool is_planes = lanes_ == GroupedLanes::kPositions;
+    const std::int64_t channel = is_planes ? shape_.kernel[0] * slice() : 1;
     for (std::int64_t c = 0; c < shape_.group_channels(); ++c) {
       columns_.push_back(begin + c * channel);
     }
@@ -99,17 +206,25 @@ void GroupedConvPlan::find_columns() {
 GroupedConvPlan::Block GroupedConvPlan::block(std::int64_t index) const {
   const std::int64_t inner = index % (shape_.batch * groups_),
                      outer = index / (shape_.batch * groups_);
-  const std::int64_t line = outer % parts_ * lines_;
+  const std::int64_t line = outer % parts_ * lines_, row = inner % groups_ * group_rows_;
   return {.sample = inner / groups_,
           .group = inner % groups_,
           .depth = outer / parts_,
           .line = line,
-          .lines = std::min(lines_, size_[1] - line)};
+          .lines = std::min(lines_, size_[1] - line),
+          .row = row,
+          .rows = std::min(group_rows_, shape_.rows - row)};
+}
+
+std::int64_t GroupedConvPlan::slack() const {
+  return lanes_ == GroupedLanes::kChannels ? kVector * position_step_ : kVector;
 }
 
 std::int64_t GroupedConvPlan::block_floats() const {
-  return planes_ * shape_.kernel[0] * slice() + std::max(kVector, shape_.input[2]);
+  return planes_ * shape_.kernel[0] * slice() + std::max(slack(), shape_.input[2]);
 }
+
+std::int64_t GroupedConvPlan::block_results() const { return group_rows_ * lines_ * size_[2]; }
 
 template <typename Visit>
 void GroupedConvPlan::for_lines(const Block& block, float* to, const Visit& visit) const {
@@ -137,29 +252,51 @@ void GroupedConvPlan::fill_padding(const Block& block, float* to) const {
     std::fill_n(out, before_ * pixel_, 0.0F);
     std::fill(out + (before_ + pixels_) * pixel_, out + line_, 0.0F);
   });
-  // Registers reach beyond the last pixels.
-  std::fill_n(to + planes_ * shape_.kernel[0] * slice(), kVector, 0.0F);
+  std::fill_n(to + planes_ * shape_.kernel[0] * slice(), slack(), 0.0F);
 }
 
 void GroupedConvPlan::fill_pixels(const GroupedConvArgs& args, const Block& block,
-                                  ConvertFloats convert, float* to) const {
+                                  const GroupedConvReader& reader, float* to) const {
+  if (lanes_ == GroupedLanes::kChannels) return gather_channels(args, block, reader, to);
   const std::int64_t plane = block.sample * groups_ + block.group;
   const std::int64_t first = plane * planes_ * shape_.input[0] * shape_.input[1];
-  const std::int64_t width = shape_.input[2], channels = is_planes_ ? 1 : shape_.channels;
+  const bool is_planes = lanes_ == GroupedLanes::kPositions;
+  const std::int64_t width = shape_.input[2], channels = is_planes ? 1 : shape_.channels;
   float* const buffer = to + planes_ * shape_.kernel[0] * slice();
   for_lines(block, to, [&](std::int64_t line, float* out) {
     if (line < 0) return;
     const std::int64_t from = (first + line) * width * channels;
     if (phases_ > 1) {
-      convert(args.x, from, pixels_, args.type, buffer);
+      reader.convert(args.x, from, pixels_, args.type, buffer);
       divide_into_phases(buffer, out);
     } else if (pixel_ == channels) {
-      convert(args.x, from, pixels_ * channels, args.type, out + before_ * pixel_);
+      reader.convert(args.x, from, pixels_ * channels, args.type, out + before_ * pixel_);
     } else {
       for (std::int64_t w = 0; w < pixels_; ++w) {
-        convert(args.x, from + w * channels, channels, args.type, out + (before_ + w) * pixel_);
+        reader.convert(args.x, from + w * channels, channels, args.type,
+                       out + (before_ + w) * pixel_);
       }
     }
+  });
+}
+
+void GroupedConvPlan::gather_channels(const GroupedConvArgs& args, const Block& block,
+                                      const GroupedConvReader& reader, float* to) const {
+  const bool is_planes = order_ == ChannelOrder::kPlanes;
+  const std::int64_t pixels = shape_.pixels();
+  ChannelPixels from{.x = args.x,
+                     .type = args.type,
+                     .size = shape_.batch * shape_.channels * pixels,
+                     .pixel_step = is_planes ? 1 : shape_.channels,
+                     .channel_step = is_planes ? pixels : 1,
+                     .pixels = pixels_,
+                     .channels = block.rows};
+  const std::int64_t first =
+      block.sample * shape_.channels * pixels + block.row * from.channel_step;
+  for_lines(block, to, [&](std::int64_t line, float* out) {
+    if (line < 0) return;
+    from.first = first + line * shape_.input[2] * from.pixel_step;
+    reader.gather(from, out + before_ * pixel_);
   });
 }
 
@@ -175,40 +312,60 @@ void GroupedConvPlan::divide_into_phases(const float* pixels, float* to) const {
 }
 
 const GroupedConvKernel* find_grouped_conv(Isa isa, const ConvShape& shape, ChannelOrder order) {
-  // In more rows, a register would hold one group's alone.
+  const GroupedLanes lanes = lanes_of(shape, order);
+  // A register has the rows of whole groups, whose channels fit another, or of a part of one.
   const std::int64_t rows = shape.group_rows();
-  const bool fits = kVector % rows == 0 && rows < kVector && shape.group_channels() <= rows;
-  if (order == ChannelOrder::kLast && !fits) return nullptr;
+  const bool fits = rows % kVector == 0 || (kVector % rows == 0 && shape.group_channels() <= rows);
+  if (lanes == GroupedLanes::kRows && !fits) return nullptr;
+  const auto* kernel =
+      best_variant<const GroupedConvKernel*>(isa, {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni) return &grouped_conv__avx2;
+                                                      {Isa::kAvx2, &grouped_conv__avx2},
 #endif
-  static_cast<void>(isa);
-  return nullptr;
+                                                      {Isa::kPortable, &grouped_conv__portable}});
+  return kernel->run[static_cast<int>(lanes)] != nullptr ? kernel : nullptr;
 }
 
-void grouped_conv(Isa isa, const GroupedConvArgs& args, const ParallelFor& parallel_for) {
-  if (args.shape.batch == 0) return;
-  const GroupedConvKernel* kernel = find_grouped_conv(isa, args.shape, args.order);
+bool grouped_conv(Isa isa, const GroupedConvArgs& args, const ParallelFor& parallel_for) {
+  if (args.shape.batch == 0) return true;
+  const GroupedConvKernel& kernel = *find_grouped_conv(isa, args.shape, args.order);
   const GroupedConvPlan plan(args);
-  const std::int64_t rows = divide_up(args.shape.rows, kVector) * kVector;
-  const Scratch weight(rows * args.shape.columns()), bias(rows);
-  reorder_weight(args, weight.data());
-  std::fill_n(bias.data(), rows, 0.0F);
-  if (args.bias != nullptr) kernel->convert(args.bias, 0, args.shape.rows, args.type, bias.data());
+  const RowNumbers rows(args, plan.lanes());
+  const ConvScales* const scales = args.scales;
+  const bool stores_codes = scales != nullptr && scales->y;
+  std::atomic<bool> all_have_codes = true;
   parallel_for(plan.blocks(), [&](std::int64_t begin, std::int64_t end) {
     const Scratch input(plan.block_floats());
+    const BlockNumbers numbers(args, stores_codes ? plan.block_results() : 0);
     GroupedConvPlan::Block filled;
-    for (std::int64_t i = begin; i < end; ++i) {
-      const GroupedConvBlock block{args,         plan,          plan.block(i),
-                                   input.data(), weight.data(), bias.data()};
-      const bool has_padding =
-          i > begin && block.at.depth == filled.depth && block.at.line == filled.line;
-      if (!has_padding) plan.fill_padding(block.at, input.data());
-      filled = block.at;
-      plan.fill_pixels(args, block.at, kernel->convert, input.data());
-      (args.order == ChannelOrder::kPlanes ? kernel->planes : kernel->pixels)(block);
+    for (std::int64_t i = begin; i < end && all_have_codes; ++i) {
+      const GroupedConvPlan::Block at = plan.block(i);
+      const std::int64_t positions = at.lines * plan.output()[2];
+      const bool has_padding = i > begin && at.depth == filled.depth && at.line == filled.line;
+      if (!has_padding) plan.fill_padding(at, input.data());
+      filled = at;
+      plan.fill_pixels(args, at, scales != nullptr ? kernel.codes : kernel.floats, input.data());
+      const Target y = target_of(args, plan, at);
+      const Target to = stores_codes ? numbers.target(at, positions) : y;
+      kernel.run[static_cast<int>(plan.lanes())]({
+          .args = args,
+          .plan = plan,
+          .at = at,
+          .input = input.data(),
+          .weight = rows.weight(),
+          .scale = rows.scale(),
+          .shift = rows.shift(),
+          .bias = rows.bias(),
+          .x_scale = scales != nullptr ? scales->x[at.sample] : 1.0F,
+          .y = stores_codes ? numbers.data() : args.y,
+          .begin = to.begin,
+          .row_step = to.row_step,
+          .position_step = to.position_step,
+      });
+      if (stores_codes && !numbers.store(isa, at, positions, y)) all_have_codes = false;
     }
   });
+  return all_have_codes;
 }
 
 }  // namespace quantal::kernels

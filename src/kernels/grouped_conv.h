@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include <quantal/isa.h>
@@ -8,13 +9,25 @@
 #include "kernels/conv_patches.h"
 #include "kernels/float_conv.h"
 
-/// Convolution of floats in groups of few channels, depthwise among them: the rows of one are too
-/// few for a matrix product. Registers hold several positions of a line instead, or, where the
-/// channels of a pixel lie together, the rows of several groups.
+/// Convolution in groups of few channels, depthwise among them: the rows of one are too few for a
+/// matrix product. Of floats, or of codes, whose sums fp32 holds exactly.
 namespace quantal::kernels {
+
+/// What codes stand for: y[r] = x · (scale[r] · Σ w x - shift[r] · Σ x) + bias[r].
+struct ConvScales {
+  const float* x = nullptr;      ///< one a sample; NaN: so is its output
+  const float* scale = nullptr;  ///< (rows)
+  const float* shift = nullptr;  ///< (rows), or null
+  /// y is int8 codes of this scale, to which numbers of the convolution's type are rounded as
+  /// quantize_codes() does.
+  std::optional<float> y;
+};
 
 /// Arguments of a convolution. Checked by the caller: kernels trust them.
 struct GroupedConvArgs {
+  /// Products of so many codes, a byte each, have exact sums.
+  static constexpr std::int64_t kMostCodes = 1 << 10;
+
   ConvShape shape;
   const float* weight = nullptr;               ///< (rows, shape.columns())
   FloatType type = FloatType::kF32;            ///< of x, y and bias
@@ -22,12 +35,43 @@ struct GroupedConvArgs {
   const void* x = nullptr;                     ///< (batch, channels, pixels), or in the other order
   void* y = nullptr;           ///< (batch, shape.rows, positions), or in the other order
   const void* bias = nullptr;  ///< (rows), or null
+  /// x is int8 codes, and weight has codes; null for floats.
+  /// Precondition: shape.columns() <= kMostCodes.
+  const ConvScales* scales = nullptr;
+};
+
+/// What the lanes of a register hold: kVector of
+enum class GroupedLanes : std::uint8_t {
+  kPositions,  ///< the positions of a line; of planes
+  kRows,       ///< the rows of several groups; where the channels of a pixel lie together
+  kChannels,   ///< the channels of a depthwise convolution, in either order
+};
+GroupedLanes lanes_of(const ConvShape& shape, ChannelOrder order);
+
+/// Pixels of kVector channels, which may lie anywhere.
+struct ChannelPixels {
+  const void* x = nullptr;
+  FloatType type = FloatType::kF32;
+  std::int64_t size = 0;   ///< numbers of x
+  std::int64_t first = 0;  ///< index of the first channel's first pixel
+  std::int64_t pixel_step = 1, channel_step = 1;
+  std::int64_t pixels = 0, channels = 0;
+};
+/// How the input becomes fp32.
+struct GroupedConvReader {
+  ConvertFloats convert = nullptr;  ///< a run of numbers; null where lanes are channels
+  /// To (pixels, kVector); channels that are not there are anything.
+  void (*gather)(const ChannelPixels& from, float* to) = nullptr;
 };
 
 /// Divides a call into blocks whose input fits the cache. A block is some lines of the output, of
-/// one sample and depth, and in planes of one group. What it reads is copied as fp32, with zeros in
-/// the padding: (channels, kernel depth, lines, phases, pixels), where a phase has the pixels of a
-/// line that are a stride apart; or (kernel depth, lines, pixels, channels).
+/// one sample and depth; of one group (kPositions), all (kRows), or kVector channels. What it reads
+/// is copied as fp32, with zeros in the padding:
+///
+///   kPositions   (channels, kernel depth, lines, phases, pixels), where a phase has the pixels of
+///                a line that are a stride apart
+///   kRows        (kernel depth, lines, pixels, channels)
+///   kChannels    (kernel depth, lines, pixels, kVector)
 class GroupedConvPlan {
  public:
   /// Positions, or rows, that are computed together. Kernels read as many numbers from anywhere in
@@ -39,16 +83,18 @@ class GroupedConvPlan {
   struct Block {
     std::int64_t sample = 0, group = 0, depth = 0;
     std::int64_t line = 0, lines = 0;  ///< of the output
+    std::int64_t row = 0, rows = 0;    ///< of the weight
   };
   std::int64_t blocks() const { return shape_.batch * groups_ * size_[0] * parts_; }
   Block block(std::int64_t index) const;
 
-  /// Floats that a block takes.
+  /// Floats that a block takes, and results that it has.
   std::int64_t block_floats() const;
+  std::int64_t block_results() const;
   /// The zeros, which are the same for every block of those lines,
   void fill_padding(const Block& block, float* to) const;
   /// and what lies between them.
-  void fill_pixels(const GroupedConvArgs& args, const Block& block, ConvertFloats convert,
+  void fill_pixels(const GroupedConvArgs& args, const Block& block, const GroupedConvReader& reader,
                    float* to) const;
 
   /// Up to kVector positions of a line of the output.
@@ -64,6 +110,7 @@ class GroupedConvPlan {
   /// From what a position reads to what the next one does.
   std::int64_t position_step() const { return position_step_; }
   const ConvShape::Extent& output() const { return size_; }
+  GroupedLanes lanes() const { return lanes_; }
   /// So far from a run's begin lies what each column of the weight reads, in the order
   /// (taps, channels of a group).
   const std::vector<std::int64_t>& columns() const { return columns_; }
@@ -80,14 +127,22 @@ class GroupedConvPlan {
   /// or -1 in the padding.
   template <typename Visit>
   void for_lines(const Block& block, float* to, const Visit& visit) const;
+  void gather_channels(const GroupedConvArgs& args, const Block& block,
+                       const GroupedConvReader& reader, float* to) const;
   void divide_into_phases(const float* pixels, float* to) const;
   /// Whether pixels leave no gaps that are read.
-  bool is_dense() const { return phases_ == 1 && (is_planes_ || pixel_ == shape_.channels); }
+  bool is_dense() const {
+    return phases_ == 1 && (lanes_ != GroupedLanes::kRows || pixel_ == shape_.channels);
+  }
+  /// What is read beyond the last line.
+  std::int64_t slack() const;
 
   ConvShape shape_;
   ConvShape::Extent size_;
-  bool is_planes_;
-  std::int64_t groups_, planes_;        ///< in which blocks lie, and that one reads
+  ChannelOrder order_;
+  GroupedLanes lanes_;
+  std::int64_t groups_, group_rows_;    ///< of which one is a block's
+  std::int64_t planes_;                 ///< that a block reads
   std::int64_t phases_, phase_;         ///< of a line in planes, and pixels in each
   std::int64_t pixel_, position_step_;  ///< floats from pixel to pixel
   std::int64_t line_;                   ///< floats from line to line
@@ -103,27 +158,39 @@ struct GroupedConvBlock {
   const GroupedConvPlan& plan;
   GroupedConvPlan::Block at;
   const float* input;
-  /// (rows, taps, channels of a group); for pixels (rows / kVector, taps, channels, kVector).
+  /// (rows, taps, channels of a group); but for kPositions (rows / kVector, …, kVector).
   const float* weight;
-  const float* bias;  ///< as many as rows of `weight`, zeros without one
+  /// As many as rows of `weight`: ones and zeros where there are none, but a null shift.
+  const float *scale, *shift, *bias;
+  float x_scale;
+  void* y;  ///< of args.type
+  /// Where row at.row goes at the block's first position, and how far the next row's and the next
+  /// position's lie from it.
+  std::int64_t begin, row_step, position_step;
 };
 
-/// Multiplies, column by column, and adds in fp32, and rounds once, to args.type. The same bits for
-/// any number of threads and in either order.
+/// Multiplies, column by column, and adds in fp32; the sum of floats is rounded once more, to
+/// args.type. The same bits for any number of threads and in either order.
 struct GroupedConvKernel {
-  ConvertFloats convert;
-  void (*planes)(const GroupedConvBlock& block);
-  void (*pixels)(const GroupedConvBlock& block);
+  GroupedConvReader floats, codes;
+  /// By GroupedLanes; null where there is none.
+  void (*run[3])(const GroupedConvBlock& block);
 };
 
 /// The kernel of an instruction set for groups of this size; null where it has none.
 QUANTAL_API const GroupedConvKernel* find_grouped_conv(Isa isa, const ConvShape& shape,
                                                        ChannelOrder order);
 
+/// False where a number that y should hold as a code is NaN; y is then unspecified.
 /// Precondition: find_grouped_conv(isa, args.shape, args.order).
-QUANTAL_API void grouped_conv(Isa isa, const GroupedConvArgs& args,
+QUANTAL_API bool grouped_conv(Isa isa, const GroupedConvArgs& args,
                               const ParallelFor& parallel_for = serial_for);
 
-extern const GroupedConvKernel grouped_conv__avx2;
+/// The part of the kernels whose lanes are channels.
+void run_channels__avx2(const GroupedConvBlock& block);
+void gather_floats__avx2(const ChannelPixels& from, float* to);
+void gather_codes__avx2(const ChannelPixels& from, float* to);
+
+extern const GroupedConvKernel grouped_conv__portable, grouped_conv__avx2;
 
 }  // namespace quantal::kernels

@@ -6,6 +6,7 @@
 
 #include "kernels/activation_codes.h"
 #include "kernels/integer_linear.h"
+#include "kernels/scratch.h"
 
 namespace quantal::kernels {
 namespace {
@@ -64,6 +65,73 @@ struct GroupTiles {
   const std::byte* weight;
 };
 
+// Rows [first, first + count) of `source`, (positions, stride) of y's elements, go to positions
+// [position, position + positions) of a sample of y, from `row` on.
+struct RowBlock {
+  const std::byte* source = nullptr;
+  std::int64_t stride = 0;
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+  std::int64_t sample = 0;
+  std::int64_t row = 0;
+  std::int64_t position = 0;
+  std::int64_t positions = 0;
+};
+
+// Results of a block of positions before they are stored: as numbers, and as codes where y is.
+class BlockResults {
+ public:
+  BlockResults(const IntegerConvArgs& args, std::int64_t count)
+      : args_(args),
+        count_(count),
+        numbers_(quarter(count * size_of(args.type))),
+        codes_(args.y_scale ? quarter(count) : 0) {}
+
+  // Where the kernel writes `count` numbers.
+  void* numbers() const { return numbers_.data(); }
+  // What goes to y; null where a number has no code.
+  const std::byte* finish(Isa isa, const ParallelFor& parallel_for) const {
+    if (!args_.y_scale) return reinterpret_cast<const std::byte*>(numbers_.data());
+    auto* codes = reinterpret_cast<std::int8_t*>(codes_.data());
+    const bool all_have_codes = quantize_codes(isa, numbers_.data(), args_.type, count_,
+                                               *args_.y_scale, codes, parallel_for);
+    return all_have_codes ? reinterpret_cast<const std::byte*>(codes) : nullptr;
+  }
+
+ private:
+  const IntegerConvArgs& args_;
+  std::int64_t count_;
+  Scratch numbers_, codes_;
+};
+
+void store_rows(const IntegerConvArgs& args, const RowBlock& block) {
+  const ConvShape& shape = args.shape;
+  const std::int64_t size = args.y_element_size();
+  const std::byte* from = block.source + block.first * size;
+  if (args.order == ChannelOrder::kLast) {
+    for (std::int64_t i = 0; i < block.positions; ++i) {
+      const std::int64_t to =
+          (block.sample * shape.positions() + block.position + i) * shape.rows + block.row;
+      std::memcpy(args.y_at(to), from + i * block.stride * size, block.count * size);
+    }
+    return;
+  }
+  void* to =
+      args.y_at((block.sample * shape.rows + block.row) * shape.positions() + block.position);
+  const auto transpose_elements = [&]<typename Element>(Element) {
+    transpose(reinterpret_cast<const Element*>(from), block.stride, block.positions, block.count,
+              static_cast<Element*>(to), shape.positions());
+  };
+  switch (size) {
+    case 1:
+      return transpose_elements(std::int8_t{});
+    case 2:
+      return transpose_elements(std::uint16_t{});
+    default:
+      return transpose_elements(float{});
+  }
+}
+
 // Positions of a sample and group that are computed together.
 struct Block {
   std::int64_t sample = 0;
@@ -121,50 +189,7 @@ bool run_block(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes, c
   return true;
 }
 
-}  // namespace
-
-BlockResults::BlockResults(const IntegerConvArgs& args, std::int64_t count)
-    : args_(args),
-      count_(count),
-      numbers_(quarter(count * size_of(args.type))),
-      codes_(args.y_scale ? quarter(count) : 0) {}
-
-const std::byte* BlockResults::finish(Isa isa, const ParallelFor& parallel_for) const {
-  if (!args_.y_scale) return reinterpret_cast<const std::byte*>(numbers_.data());
-  auto* codes = reinterpret_cast<std::int8_t*>(codes_.data());
-  const bool all_have_codes =
-      quantize_codes(isa, numbers_.data(), args_.type, count_, *args_.y_scale, codes, parallel_for);
-  return all_have_codes ? reinterpret_cast<const std::byte*>(codes) : nullptr;
-}
-
-void store_rows(const IntegerConvArgs& args, const RowBlock& block) {
-  const ConvShape& shape = args.shape;
-  const std::int64_t size = args.y_element_size();
-  const std::byte* from = block.source + block.first * size;
-  if (args.order == ChannelOrder::kLast) {
-    for (std::int64_t i = 0; i < block.positions; ++i) {
-      const std::int64_t to =
-          (block.sample * shape.positions() + block.position + i) * shape.rows + block.row;
-      std::memcpy(args.y_at(to), from + i * block.stride * size, block.count * size);
-    }
-    return;
-  }
-  void* to =
-      args.y_at((block.sample * shape.rows + block.row) * shape.positions() + block.position);
-  const auto transpose_elements = [&]<typename Element>(Element) {
-    transpose(reinterpret_cast<const Element*>(from), block.stride, block.positions, block.count,
-              static_cast<Element*>(to), shape.positions());
-  };
-  switch (size) {
-    case 1:
-      return transpose_elements(std::int8_t{});
-    case 2:
-      return transpose_elements(std::uint16_t{});
-    default:
-      return transpose_elements(float{});
-  }
-}
-
+// Through the integer linear, for every convolution; codes in patch_order().
 bool conv_by_patches(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes,
                      const ParallelFor& parallel_for) {
   const ConvShape& shape = args.shape;
@@ -196,18 +221,19 @@ bool conv_by_patches(Isa isa, const IntegerConvArgs& args, const std::int8_t* co
   return for_blocks(tokens_in(kSharedBytes), serial_for, parallel_for);
 }
 
+}  // namespace
+
 bool integer_conv(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {
   if (args.shape.batch * args.shape.positions() * args.shape.rows == 0) return true;
-  const bool is_depthwise = has_depthwise(args);
-  const ChannelOrder wanted = is_depthwise ? ChannelOrder::kLast : patch_order(args.shape);
-  const bool reorders = wanted != args.order && !orders_agree(args.shape);
+  if (has_grouped(isa, args.shape, *args.layout, args.order)) {
+    return conv_grouped(isa, args, parallel_for);
+  }
+  const bool reorders = patch_order(args.shape) != args.order && !orders_agree(args.shape);
   const std::int64_t size = args.shape.batch * args.shape.channels * args.shape.pixels();
   const Scratch reordered(reorders ? quarter(size) : 0);
   auto* codes = reinterpret_cast<std::int8_t*>(reordered.data());
   if (reorders) reorder(args, codes, parallel_for);
-  const std::int8_t* input = reorders ? codes : args.codes;
-  if (is_depthwise) return conv_depthwise(isa, args, input, parallel_for);
-  return conv_by_patches(isa, args, input, parallel_for);
+  return conv_by_patches(isa, args, reorders ? codes : args.codes, parallel_for);
 }
 
 }  // namespace quantal::kernels

@@ -5,7 +5,6 @@
 #include <quantal/isa.h>
 
 #include "kernels/conv_patches.h"
-#include "kernels/scratch.h"
 
 /// Convolution of int8 activations with a packed integer weight.
 namespace quantal::kernels {
@@ -38,41 +37,11 @@ struct IntegerConvArgs {
 QUANTAL_API bool integer_conv(Isa isa, const IntegerConvArgs& args,
                               const ParallelFor& parallel_for = serial_for);
 
-// Its two ways: patches through the integer linear, for every convolution; and without them, where
-// has_depthwise(). Codes are in patch_order() for the first, kLast for the second.
-bool has_depthwise(const IntegerConvArgs& args);
-bool conv_by_patches(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes,
-                     const ParallelFor& parallel_for);
-bool conv_depthwise(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes,
-                    const ParallelFor& parallel_for);
+/// Whether it goes without patches, which takes less time (kernels/grouped_conv.h).
+QUANTAL_API bool has_grouped(Isa isa, const ConvShape& shape, const PackedLayout& layout,
+                             ChannelOrder order);
 
-/// Rows [first, first + count) of `source`, (positions, stride) of y's elements, go to positions
-/// [position, position + positions) of a sample of y, from `row` on.
-struct RowBlock {
-  const std::byte* source = nullptr;
-  std::int64_t stride = 0;
-  std::int64_t first = 0;
-  std::int64_t count = 0;
-  std::int64_t sample = 0;
-  std::int64_t row = 0;
-  std::int64_t position = 0;
-  std::int64_t positions = 0;
-};
-void store_rows(const IntegerConvArgs& args, const RowBlock& block);
-
-/// Results of a block of positions before they are stored: as numbers, and as codes where y is.
-class BlockResults {
- public:
-  BlockResults(const IntegerConvArgs& args, std::int64_t count);
-  /// Where the kernel writes `count` numbers.
-  void* numbers() const { return numbers_.data(); }
-  /// What goes to y; null where a number has no code.
-  const std::byte* finish(Isa isa, const ParallelFor& parallel_for) const;
-
- private:
-  const IntegerConvArgs& args_;
-  std::int64_t count_;
-  Scratch numbers_, codes_;
-};
+// That way. Precondition: has_grouped().
+bool conv_grouped(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for);
 
 }  // namespace quantal::kernels

@@ -195,12 +195,20 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
   return all_have_codes ? y : at::Tensor();
 }
 
+bool goes_without_patches(const ConvShape& shape, const WeightCodes& weight, const at::Tensor& x) {
+  const kernels::PackedLayout layout(CanonicalPointers(weight).spec);
+  return kernels::has_grouped(kernel_isa(), shape, layout, order_of(x));
+}
+
 namespace {
 
 ConvWay grouped_way(const ConvShape& shape, ChannelOrder order) {
-  if (kernels::find_grouped_conv(kernel_isa(), shape, order) == nullptr) return ConvWay::kAten;
-  const std::int64_t rows = shape.group_rows();
-  const bool is_thin = rows > 1 && std::max(rows, shape.group_channels()) <= kThinGroup;
+  // Elsewhere it was not measured beside ATen.
+  const bool is_measured = kernels::find_float_conv(kernel_isa()) != nullptr;
+  if (!is_measured || kernels::find_grouped_conv(kernel_isa(), shape, order) == nullptr) {
+    return ConvWay::kAten;
+  }
+  const bool is_thin = std::max(shape.group_rows(), shape.group_channels()) <= kThinGroup;
   return is_thin || products_of(shape) <= kFewGroupedProducts ? ConvWay::kGrouped : ConvWay::kAten;
 }
 

@@ -47,6 +47,11 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
                                at::ScalarType dtype, const at::Tensor& bias,
                                std::optional<float> output_scale = std::nullopt);
 
+/// Whether integer_convolution() of that weight and an input like x writes no patches, which takes
+/// less time. Precondition: PackedWeight::takes(weight).
+bool goes_without_patches(const kernels::ConvShape& shape, const WeightCodes& weight,
+                          const at::Tensor& x);
+
 /// How a weight-only convolution runs.
 enum class ConvWay : std::uint8_t {
   kDirect,   ///< direct_convolution()

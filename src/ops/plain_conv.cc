@@ -63,11 +63,11 @@ std::optional<at::Tensor> integer_result(const at::Tensor& x, const WeightCodes&
                                          const ConvParams& params, const MaybeTensor& x_scale,
                                          const at::Tensor& bias) {
   const auto shape = conv_shape(x.sizes(), weight.sizes, params);
-  if (!shape || shape->group_rows() < kIntegerRows || weight.qtype.is_floating_point ||
-      !PackedWeight::takes_activations(x)) {
+  if (!shape || weight.qtype.is_floating_point || !PackedWeight::takes_activations(x) ||
+      !PackedWeight::takes(weight) ||
+      (shape->group_rows() < kIntegerRows && !goes_without_patches(*shape, weight, x))) {
     return std::nullopt;
   }
-  if (!PackedWeight::takes(weight)) return std::nullopt;
   const auto codes = codes_of(x, x_scale);
   if (!codes) return std::nullopt;
   return integer_convolution(PackedWeight(weight), 0, *shape, *codes, x.scalar_type(), bias);

@@ -47,12 +47,11 @@ std::optional<Packed> as_packed(const at::Tensor& x, const at::Tensor& weight,
   const bool has_codes = is_dynamic || has_int8_codes(x);
   if (!shape) return std::nullopt;
   const ConvWay way = conv_way(*shape, x.suggest_memory_format());
-  const bool is_dequantized = way == ConvWay::kAten || way == ConvWay::kGrouped;
-  if (is_dequantized && !has_codes) return std::nullopt;
+  if (way == ConvWay::kAten && !has_codes) return std::nullopt;
   auto packed = packed_rows(weight);
   if (!packed) return std::nullopt;
   const bool is_integer = has_codes && packed->weight->is_integer();
-  if (!is_integer && (is_dynamic || is_dequantized)) return std::nullopt;
+  if (!is_integer && (is_dynamic || way == ConvWay::kAten)) return std::nullopt;
   return Packed{std::move(*packed), *shape, is_integer, way};
 }
 
@@ -70,6 +69,10 @@ at::Tensor packed_forward(const Packed& conv, const at::Tensor& x, const at::Ten
     const at::Tensor value = is_qtensor(x) ? quantized_value(x) : x;
     if (conv.way == ConvWay::kDirect) {
       return direct_convolution(weight, begin, conv.shape, value, added);
+    }
+    if (conv.way == ConvWay::kGrouped) {
+      const at::Tensor floats = weight.decode(begin, conv.shape.rows, at::kFloat);
+      return grouped_convolution(floats, conv.shape, value, added);
     }
     return patch_convolution(conv.shape, value, [&](const at::Tensor& patches) {
       return weight.linear(patches, added, begin, conv.shape.rows);

@@ -69,6 +69,20 @@ std::vector<ConvShape> grouped_shapes() {
        .kernel = {1, 1, 9},
        .padding = {0, 0, 4}},
       {.channels = 8, .rows = 8, .groups = 8, .input = {1, 2, 1}, .padding = {0, 3, 20}},
+      {.batch = 2,
+       .channels = 10,
+       .rows = 10,
+       .groups = 10,
+       .input = {1, 7, 7},
+       .kernel = {1, 7, 7},
+       .padding = {0, 3, 3}},
+      {.channels = 24,
+       .rows = 24,
+       .groups = 24,
+       .input = {2, 9, 18},
+       .kernel = {2, 3, 3},
+       .stride = {1, 2, 2},
+       .padding = {1, 1, 1}},
       {.channels = 2,
        .rows = 2,
        .groups = 2,
@@ -228,25 +242,29 @@ TEST_P(GroupedConv, either_order_has_the_same_bits) {
 
 TEST_P(GroupedConv, an_infinity_stays_in_its_group_and_in_the_positions_that_read_it) {
   for (const ChannelOrder order : {ChannelOrder::kPlanes, ChannelOrder::kLast}) {
-    const GroupedConvProblem call({.shape = {.batch = 2,
-                                             .channels = 12,
-                                             .rows = 12,
-                                             .groups = 6,
-                                             .input = {1, 6, 7},
-                                             .kernel = {1, 3, 3},
-                                             .padding = {0, 1, 1}},
-                                   .order = order});
-    // The first pixel of the second sample.
-    store_float(call.x.data(), call.c.input_index(1, 2, 0), FloatType::kF32,
-                std::numeric_limits<float>::infinity());
-    call.run(GetParam());
-    for (std::int64_t n = 0; n < 2; ++n) {
-      for (std::int64_t row = 0; row < 12; ++row) {
-        for (std::int64_t p = 0; p < 42; ++p) {
-          const bool reads = n == 1 && row / 2 == 1 && p / 7 <= 1 && p % 7 <= 1;
-          const float found =
-              load_float(call.y.data(), call.c.output_index(n, row, p), FloatType::kF32);
-          EXPECT_EQ(std::isfinite(found), !reads) << n << ' ' << row << ' ' << p;
+    for (const std::int64_t groups : {6, 12}) {
+      const GroupedConvProblem call({.shape = {.batch = 2,
+                                               .channels = 12,
+                                               .rows = 12,
+                                               .groups = groups,
+                                               .input = {1, 6, 7},
+                                               .kernel = {1, 3, 3},
+                                               .padding = {0, 1, 1}},
+                                     .order = order});
+      // The first pixel of the second sample.
+      store_float(call.x.data(), call.c.input_index(1, 2, 0), FloatType::kF32,
+                  std::numeric_limits<float>::infinity());
+      call.run(GetParam());
+      const std::int64_t group_rows = 12 / groups;
+      for (std::int64_t n = 0; n < 2; ++n) {
+        for (std::int64_t row = 0; row < 12; ++row) {
+          for (std::int64_t p = 0; p < 42; ++p) {
+            const bool is_of_group = row / group_rows == 2 / group_rows;
+            const bool reads = n == 1 && is_of_group && p / 7 <= 1 && p % 7 <= 1;
+            const float found =
+                load_float(call.y.data(), call.c.output_index(n, row, p), FloatType::kF32);
+            EXPECT_EQ(std::isfinite(found), !reads) << n << ' ' << row << ' ' << p;
+          }
         }
       }
     }

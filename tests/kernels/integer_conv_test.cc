@@ -42,6 +42,20 @@ const std::vector<ConvShape>& depthwise_shapes() {
       found.back().dilation = {1, 2, 1};
       found.back().padding = {0, 2, 1};
     }
+    // Kernels of every width that has a loop of its own, over lines of all kinds of lengths.
+    for (const std::int64_t width : {3, 5, 7}) {
+      for (const std::int64_t stride : {1, 2, 3}) {
+        for (const std::int64_t length : {7, 20}) {
+          found.push_back({.channels = 9,
+                           .rows = 9,
+                           .groups = 9,
+                           .input = {1, 3, length},
+                           .kernel = {1, 2, width},
+                           .stride = {1, 1, stride},
+                           .padding = {0, 1, width / 2}});
+        }
+      }
+    }
     return found;
   }();
   return all;
@@ -115,8 +129,8 @@ TEST_P(IntegerConv, of_extreme_codes_is_exact) {
 TEST_P(IntegerConv, gives_the_same_bits_on_any_number_of_threads_and_in_any_blocks) {
   const auto [isa, qtype] = GetParam();
   // Blocks for every thread, one block that threads share, and several of those.
-  for (const auto& [side, channels] :
-       std::vector<std::pair<std::int64_t, std::int64_t>>{{100, 4}, {9, 3}, {15, 300}}) {
+  for (const auto& [side, channels] : std::vector<std::pair<std::int64_t, std::int64_t>>{
+           {100, 4}, {50, 7}, {9, 3}, {9, 6}, {15, 300}}) {
     for (const ChannelOrder order : {ChannelOrder::kPlanes, ChannelOrder::kLast}) {
       if (!sample_.takes_next()) continue;
       ConvProblem call({.shape = {.channels = channels,

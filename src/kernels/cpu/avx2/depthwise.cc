@@ -1,85 +1,218 @@
-// Depthwise convolution for AVX2: 16 channels at a time; the products of two taps are added by
-// vpmaddwd.
-#include "kernels/depthwise.h"
+// Depthwise convolution for AVX2 with FMA, 8 channels at a time. A pixel is loaded once for all
+// positions of a run that read it through taps of one line.
+#include "kernels/grouped_conv.h"
 
 #include <immintrin.h>
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
-#include "kernels/cpu/avx2/rows.h"
+#include "kernels/cpu/avx2/grouped_sums.h"
 
 namespace quantal::kernels {
 namespace {
 
-constexpr std::int64_t kChannels = 16;
+using Run = GroupedConvPlan::Run;
 
-/// Sums over the taps of 16 channels: of 0-3 and 8-11 in `low`, of the others in `high`, which is
-/// how vpunpck leaves them.
-struct Sums {
-  __m256i low, high;
+// As QUANTAL_UNROLL, for the pixels of a run: at most 7 strides of 2, and 7 taps.
+#define QUANTAL_UNROLL_PIXELS _Pragma("GCC unroll 24")
 
-  void add(__m256i low_pairs, __m256i high_pairs, __m256i low_factors, __m256i high_factors) {
-    low = _mm256_add_epi32(low, _mm256_madd_epi16(low_pairs, low_factors));
-    high = _mm256_add_epi32(high, _mm256_madd_epi16(high_pairs, high_factors));
-  }
-  __m256 first() const { return _mm256_cvtepi32_ps(_mm256_permute2x128_si256(low, high, 0x20)); }
-  __m256 second() const { return _mm256_cvtepi32_ps(_mm256_permute2x128_si256(low, high, 0x31)); }
+struct Floats {
+  const void* x;
+  FloatType type;
+  __m256 load(std::int64_t index) const { return load_rows(x, index, type); }
+  float at(std::int64_t index) const { return load_float(x, index, type); }
 };
 
-inline __m256i load_codes(const std::int8_t* codes) {
-  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
-}
+struct Codes {
+  const std::int8_t* x;
+  __m256 load(std::int64_t index) const { return load_codes(x + index); }
+  float at(std::int64_t index) const { return static_cast<float>(x[index]); }
+};
 
-inline __m256i load_words(const std::int16_t* words) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
-}
-
-template <bool is_affine>
-inline void store(const DepthwiseArgs& args, std::int64_t position, std::int64_t c, __m256 total,
-                  __m256 x_sum) {
-  const DepthwiseWeight& w = args.weight;
-  __m256 sum = _mm256_fmadd_ps(total, _mm256_loadu_ps(w.scale + c), _mm256_setzero_ps());
-  if constexpr (is_affine) sum = _mm256_fnmadd_ps(x_sum, _mm256_loadu_ps(w.shift + c), sum);
-  const __m256 bias = load_bias(args.bias, c, kHalfRows, args.type);
-  store_rows(args.y, position * w.channels + c, args.type, kHalfRows,
-             _mm256_fmadd_ps(sum, _mm256_set1_ps(args.scale), bias));
-}
-
-template <bool is_affine>
-void run(const DepthwiseArgs& args) {
-  const DepthwiseWeight& w = args.weight;
-  const std::int64_t pairs = (w.taps + 1) / 2;
-  const std::int64_t whole = w.channels / kChannels * kChannels;
-  const __m256i zero = _mm256_setzero_si256(), ones = _mm256_set1_epi16(1);
-  for (std::int64_t c = 0; c < whole; c += kChannels) {
-    for (std::int64_t i = 0; i < args.positions; ++i) {
-      const std::int8_t* const* pixels = args.pixels + i * 2 * pairs;
-      Sums total{zero, zero}, x_sum{zero, zero};
-      for (std::int64_t pair = 0; pair < pairs; ++pair) {
-        const __m256i even = load_codes(pixels[2 * pair] + c);
-        const __m256i odd = load_codes(pixels[2 * pair + 1] + c);
-        const __m256i low = _mm256_unpacklo_epi16(even, odd);
-        const __m256i high = _mm256_unpackhi_epi16(even, odd);
-        // Of channels 0-7 and 8-15, in the order of the halves above.
-        const std::int16_t* factors = w.codes + (pair * w.channels + c) * 2;
-        const __m256i first = load_words(factors), second = load_words(factors + kChannels);
-        total.add(low, high, _mm256_permute2x128_si256(first, second, 0x20),
-                  _mm256_permute2x128_si256(first, second, 0x31));
-        if constexpr (is_affine) x_sum.add(low, high, ones, ones);
-      }
-      store<is_affine>(args, i, c, total.first(), x_sum.first());
-      store<is_affine>(args, i, c + kHalfRows, total.second(), x_sum.second());
+template <typename Numbers>
+void gather_one_by_one(const Numbers& x, const ChannelPixels& from, float* to) {
+  for (std::int64_t i = 0; i < from.pixels; ++i) {
+    const std::int64_t pixel = from.first + i * from.pixel_step;
+    for (std::int64_t c = 0; c < from.channels; ++c) {
+      to[i * kHalfRows + c] = x.at(pixel + c * from.channel_step);
     }
   }
-  depthwise_channels(args, whole);
+}
+
+/// 8 pixels of 8 planes at a time.
+template <typename Numbers>
+void gather_planes(const Numbers& x, const ChannelPixels& from, float* to) {
+  std::int64_t starts[kHalfRows];
+  for (std::int64_t c = 0; c < kHalfRows; ++c) {
+    starts[c] = from.first + std::min(c, from.channels - 1) * from.channel_step;
+  }
+  for (std::int64_t i = 0; i < from.pixels; i += kHalfRows) {
+    // Rather some pixels twice than a part of a register.
+    const std::int64_t first = std::max<std::int64_t>(0, std::min(i, from.pixels - kHalfRows));
+    __m256 values[kHalfRows];
+    QUANTAL_UNROLL for (int c = 0; c < kHalfRows; ++c) values[c] = x.load(starts[c] + first);
+    transpose(values);
+    float* const out = to + first * kHalfRows;
+    QUANTAL_UNROLL for (int p = 0; p < kHalfRows; ++p) {
+      if (p < from.pixels) _mm256_store_ps(out + p * kHalfRows, values[p]);
+    }
+  }
+}
+
+template <typename Numbers>
+void gather(const Numbers& x, const ChannelPixels& from, float* to) {
+  if (from.pixel_step == 1) {
+    // A register may read more pixels than there are, but not beyond the last of all.
+    const std::int64_t last = from.first + (from.channels - 1) * from.channel_step;
+    const bool fits = from.pixels >= kHalfRows || last + kHalfRows <= from.size;
+    return fits ? gather_planes(x, from, to) : gather_one_by_one(x, from, to);
+  }
+  if (from.channel_step != 1 || from.channels < kHalfRows) return gather_one_by_one(x, from, to);
+  for (std::int64_t i = 0; i < from.pixels; ++i) {
+    _mm256_store_ps(to + i * kHalfRows, x.load(from.first + i * from.pixel_step));
+  }
+}
+
+/// Positions of a run that are computed together: sums of x take registers, too.
+template <bool is_affine>
+constexpr int kTogether = is_affine ? kHalfRows / 2 : kHalfRows;
+
+template <bool is_affine>
+struct Sums {
+  Sums() {
+    QUANTAL_UNROLL for (int i = 0; i < kTogether<is_affine>; ++i) {
+      w_x[i] = x[i] = _mm256_setzero_ps();
+    }
+  }
+  void add(int position, __m256 value, __m256 factor) {
+    w_x[position] = _mm256_fmadd_ps(value, factor, w_x[position]);
+    if constexpr (is_affine) x[position] = _mm256_add_ps(x[position], value);
+  }
+  __m256 w_x[kTogether<is_affine>], x[kTogether<is_affine>];
+};
+
+/// Adds the taps of one line of the kernel; `x`: what the first position reads.
+template <int width, int stride, bool is_affine>
+inline void add_line(const float* x, const float* weight, Sums<is_affine>& sums) {
+  constexpr int kCount = kTogether<is_affine>;
+  __m256 factors[width];
+  QUANTAL_UNROLL for (int k = 0; k < width; ++k) factors[k] = _mm256_load_ps(weight + k * 8);
+  QUANTAL_UNROLL_PIXELS for (int p = 0; p < (kCount - 1) * stride + width; ++p) {
+    const __m256 value = _mm256_load_ps(x + p * kHalfRows);
+    QUANTAL_UNROLL for (int k = 0; k < width; ++k) {
+      const int i = (p - k) / stride;
+      if (p >= k && (p - k) % stride == 0 && i < kCount) sums.add(i, value, factors[k]);
+    }
+  }
+}
+
+/// The same for any stride and dilation, a tap at a time.
+template <bool is_affine>
+inline void add_tap(const float* x, std::int64_t step, const float* weight, Sums<is_affine>& sums) {
+  const __m256 factor = _mm256_load_ps(weight);
+  QUANTAL_UNROLL for (int i = 0; i < kTogether<is_affine>; ++i) {
+    sums.add(i, _mm256_load_ps(x + i * step), factor);
+  }
+}
+
+/// `width` 0: any kernel.
+template <int width, int stride, bool is_affine>
+inline Sums<is_affine> sum_taps(const GroupedConvBlock& block, const float* x,
+                                const float* weight) {
+  const std::int64_t* const columns = block.plan.columns().data();
+  const auto taps = static_cast<std::int64_t>(block.plan.columns().size());
+  Sums<is_affine> sums;
+  if constexpr (width == 0) {
+    const std::int64_t step = block.plan.position_step();
+    for (std::int64_t t = 0; t < taps; ++t) {
+      add_tap<is_affine>(x + columns[t], step, weight + t * kHalfRows, sums);
+    }
+  } else {
+    for (std::int64_t t = 0; t < taps; t += width) {
+      add_line<width, stride, is_affine>(x + columns[t], weight + t * kHalfRows, sums);
+    }
+  }
+  return sums;
+}
+
+/// The first `count` positions go `step` apart, the lanes of each together.
+inline void store_vectors(const GroupedConvBlock& block, std::int64_t to, std::int64_t step,
+                          std::int64_t count, std::int64_t lanes,
+                          const __m256 (&values)[kHalfRows]) {
+  if (block.args.type == FloatType::kF32 && count == kHalfRows && lanes == kHalfRows) {
+    float* const y = static_cast<float*>(block.y) + to;
+    QUANTAL_UNROLL for (int i = 0; i < kHalfRows; ++i) _mm256_storeu_ps(y + i * step, values[i]);
+    return;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    store_rows(block.y, to + i * step, block.args.type, lanes, values[i]);
+  }
+}
+
+template <int width, int stride, bool is_affine>
+void run_channels(const GroupedConvBlock& block) {
+  constexpr int kCount = kTogether<is_affine>;
+  const std::int64_t row = block.at.row;
+  const float* const weight = block.weight + row * block.args.shape.taps();
+  const RowFactors factors{_mm256_load_ps(block.scale + row),
+                           is_affine ? _mm256_load_ps(block.shift + row) : _mm256_setzero_ps(),
+                           _mm256_load_ps(block.bias + row)};
+  const __m256 x_scale = _mm256_set1_ps(block.x_scale);
+  const std::int64_t step = block.plan.position_step();
+  const bool is_planes = block.args.order == ChannelOrder::kPlanes;
+  const Run* const end = block.plan.runs() + block.plan.runs_of(block.at);
+  for (const Run* run = block.plan.runs(); run < end; ++run) {
+    __m256 values[kHalfRows];
+    QUANTAL_UNROLL for (int first = 0; first < kHalfRows; first += kCount) {
+      const float* const x = block.input + run->begin + first * step;
+      const Sums<is_affine> sums = sum_taps<width, stride, is_affine>(block, x, weight);
+      QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
+        values[first + i] = factors.finish<is_affine>(sums.w_x[i], sums.x[i], x_scale);
+      }
+    }
+    const std::int64_t to = block.begin + run->position * block.position_step;
+    if (is_planes) {
+      transpose(values);
+      store_vectors(block, to, block.row_step, block.at.rows, run->count, values);
+    } else {
+      store_vectors(block, to, block.position_step, run->count, block.at.rows, values);
+    }
+  }
+}
+
+template <int width>
+void run_width(const GroupedConvBlock& block) {
+  const bool is_affine = block.shift != nullptr;
+  if (block.args.shape.stride[2] == 1) {
+    return is_affine ? run_channels<width, 1, true>(block) : run_channels<width, 1, false>(block);
+  }
+  return is_affine ? run_channels<width, 2, true>(block) : run_channels<width, 2, false>(block);
 }
 
 }  // namespace
 
-void depthwise__avx2(const DepthwiseArgs& args) {
-  if (args.weight.shift != nullptr) return run<true>(args);
-  run<false>(args);
+void gather_floats__avx2(const ChannelPixels& from, float* to) {
+  gather(Floats{from.x, from.type}, from, to);
+}
+
+void gather_codes__avx2(const ChannelPixels& from, float* to) {
+  gather(Codes{static_cast<const std::int8_t*>(from.x)}, from, to);
+}
+
+void run_channels__avx2(const GroupedConvBlock& block) {
+  const ConvShape& shape = block.args.shape;
+  const std::int64_t width = shape.stride[2] <= 2 && shape.dilation[2] == 1 ? shape.kernel[2] : 0;
+  switch (width) {
+    case 3:
+      return run_width<3>(block);
+    case 5:
+      return run_width<5>(block);
+    case 7:
+      return run_width<7>(block);
+    default:
+      return run_width<0>(block);
+  }
 }
 
 }  // namespace quantal::kernels

@@ -6,7 +6,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
-#include "kernels/cpu/avx2/rows.h"
+#include "kernels/cpu/avx2/grouped_sums.h"
 
 namespace quantal::kernels {
 namespace {
@@ -17,23 +17,40 @@ std::int64_t column_count(const GroupedConvBlock& block) {
   return static_cast<std::int64_t>(block.plan.columns().size());
 }
 
-/// Sums of some rows at the positions of some runs, with the bias, `row_stride` apart. A run's go
-/// to its position, or 8 after those of the run before.
-template <int rows, int runs, bool at_position>
+/// codes[index, index + count) as fp32.
+void load_codes(const void* codes, std::int64_t index, std::int64_t count, FloatType, float* to) {
+  const std::int8_t* from = static_cast<const std::int8_t*>(codes) + index;
+  if (count < kHalfRows) {
+    std::copy_n(from, count, to);
+    return;
+  }
+  for (std::int64_t i = 0; i < count; i += kHalfRows) {
+    const std::int64_t at = std::min(i, count - kHalfRows);
+    _mm256_storeu_ps(to + at, load_codes(from + at));
+  }
+}
+
+/// Sums of some rows at the positions of some runs, finished and `plane` apart. A run's go to its
+/// position, or 8 after those of the run before.
+template <int rows, int runs, bool at_position, bool is_affine>
 inline void sum_planes(const GroupedConvBlock& block, std::int64_t row, const Run* run, float* to,
-                       std::int64_t row_stride) {
+                       std::int64_t plane) {
   const std::int64_t columns = column_count(block);
   const std::int64_t* const offsets = block.plan.columns().data();
   const float* begins[runs];
   QUANTAL_UNROLL for (int i = 0; i < runs; ++i) begins[i] = block.input + run[i].begin;
   const float* weight = block.weight + row * columns;
-  __m256 sums[rows][runs];
-  QUANTAL_UNROLL for (int r = 0; r < rows; ++r) {
-    QUANTAL_UNROLL for (int i = 0; i < runs; ++i) sums[r][i] = _mm256_setzero_ps();
+  __m256 sums[rows][runs], x_sums[runs];
+  QUANTAL_UNROLL for (int i = 0; i < runs; ++i) {
+    x_sums[i] = _mm256_setzero_ps();
+    QUANTAL_UNROLL for (int r = 0; r < rows; ++r) sums[r][i] = _mm256_setzero_ps();
   }
   for (std::int64_t c = 0; c < columns; ++c) {
     __m256 x[runs];
-    QUANTAL_UNROLL for (int i = 0; i < runs; ++i) x[i] = _mm256_loadu_ps(begins[i] + offsets[c]);
+    QUANTAL_UNROLL for (int i = 0; i < runs; ++i) {
+      x[i] = _mm256_loadu_ps(begins[i] + offsets[c]);
+      if constexpr (is_affine) x_sums[i] = _mm256_add_ps(x_sums[i], x[i]);
+    }
     QUANTAL_UNROLL for (int r = 0; r < rows; ++r) {
       const __m256 factor = _mm256_broadcast_ss(weight + r * columns + c);
       QUANTAL_UNROLL for (int i = 0; i < runs; ++i) {
@@ -41,100 +58,127 @@ inline void sum_planes(const GroupedConvBlock& block, std::int64_t row, const Ru
       }
     }
   }
+  const __m256 x_scale = _mm256_set1_ps(block.x_scale);
   QUANTAL_UNROLL for (int r = 0; r < rows; ++r) {
-    const __m256 added = _mm256_broadcast_ss(block.bias + row + r);
+    const RowFactors factors{
+        _mm256_broadcast_ss(block.scale + row + r),
+        is_affine ? _mm256_broadcast_ss(block.shift + row + r) : _mm256_setzero_ps(),
+        _mm256_broadcast_ss(block.bias + row + r)};
     QUANTAL_UNROLL for (int i = 0; i < runs; ++i) {
       const std::int64_t at = at_position ? run[i].position : i * kHalfRows;
-      _mm256_storeu_ps(to + r * row_stride + at, _mm256_add_ps(sums[r][i], added));
+      _mm256_storeu_ps(to + r * plane + at,
+                       factors.finish<is_affine>(sums[r][i], x_sums[i], x_scale));
     }
   }
 }
 
-template <int rows, int runs>
+template <int rows, int runs, bool is_affine>
 void plane_tile(const GroupedConvBlock& block, std::int64_t row, std::int64_t first) {
-  const GroupedConvArgs& args = block.args;
-  const ConvShape::Extent& size = block.plan.output();
   const Run* const run = block.plan.runs() + first;
-  row += block.at.group * args.shape.group_rows();
-  const std::int64_t line = block.at.depth * size[1] + block.at.line;
-  const std::int64_t plane = size[0] * size[1] * size[2];
-  const std::int64_t to = (block.at.sample * args.shape.rows + row) * plane + line * size[2];
-  if (args.type == FloatType::kF32 && run->count == kHalfRows) {
-    return sum_planes<rows, runs, true>(block, row, run, static_cast<float*>(args.y) + to, plane);
+  const std::int64_t to = block.begin + row * block.row_step;
+  row += block.at.row;
+  const FloatType type = block.args.type;
+  if (type == FloatType::kF32 && run->count == kHalfRows) {
+    return sum_planes<rows, runs, true, is_affine>(
+        block, row, run, static_cast<float*>(block.y) + to, block.row_step);
   }
   float sums[rows * runs * kHalfRows];
-  sum_planes<rows, runs, false>(block, row, run, sums, runs * kHalfRows);
+  sum_planes<rows, runs, false, is_affine>(block, row, run, sums, runs * kHalfRows);
   for (int i = 0; i < rows * runs; ++i) {
-    store_rows(args.y, to + i / runs * plane + run[i % runs].position, args.type,
+    store_rows(block.y, to + i / runs * block.row_step + run[i % runs].position, type,
                run[i % runs].count, _mm256_loadu_ps(sums + i * kHalfRows));
   }
 }
 
-template <int rows, int runs>
+template <int rows, int runs, bool is_affine>
 void plane_tiles(const GroupedConvBlock& block, std::int64_t row, std::int64_t first = 0) {
   const std::int64_t count = block.plan.runs_of(block.at);
-  for (; first + runs <= count; first += runs) plane_tile<rows, runs>(block, row, first);
-  if constexpr (runs > 1) plane_tiles<rows, runs / 2>(block, row, first);
+  for (; first + runs <= count; first += runs) {
+    plane_tile<rows, runs, is_affine>(block, row, first);
+  }
+  if constexpr (runs > 1) plane_tiles<rows, runs / 2, is_affine>(block, row, first);
+}
+
+template <bool is_affine>
+void planes_of(const GroupedConvBlock& block) {
+  const std::int64_t rows = block.at.rows;
+  // Sums of x take registers, too.
+  constexpr int kFew = is_affine ? 2 : 1;
+  std::int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) plane_tiles<4, 2, is_affine>(block, row);
+  for (; row + 2 <= rows; row += 2) plane_tiles<2, 4 / kFew, is_affine>(block, row);
+  if (row < rows) plane_tiles<1, 8 / kFew, is_affine>(block, row);
 }
 
 void planes(const GroupedConvBlock& block) {
-  const std::int64_t rows = block.args.shape.group_rows();
-  std::int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) plane_tiles<4, 2>(block, row);
-  for (; row + 2 <= rows; row += 2) plane_tiles<2, 4>(block, row);
-  if (row < rows) plane_tiles<1, 8>(block, row);
+  if (block.shift != nullptr) return planes_of<true>(block);
+  planes_of<false>(block);
 }
 
-/// Sums of rows [row, row + 8) at the positions of a run, with the bias, `stride` apart. `indices`:
-/// of the channels that they read among those from the first one's on.
-template <bool is_permuted>
+/// Positions of a run that are computed together: sums of x take registers, too.
+template <bool is_affine>
+constexpr int kTogether = is_affine ? kHalfRows / 2 : kHalfRows;
+
+/// Sums of rows [row, row + 8) at positions of a run from `first` on, finished and `stride` apart.
+/// `indices`: of the channels that they read among those from the first one's on; `is_one`: they
+/// read the same.
+template <bool is_one, bool is_affine>
 inline void sum_pixels(const GroupedConvBlock& block, std::int64_t row, const Run& run,
-                       __m256i indices, float* to, std::int64_t stride) {
+                       std::int64_t first, __m256i indices, float* to, std::int64_t stride) {
+  constexpr int kCount = kTogether<is_affine>;
   const ConvShape& shape = block.args.shape;
   const std::int64_t columns = column_count(block), step = block.plan.position_step();
   const std::int64_t* const offsets = block.plan.columns().data();
   const float* const begin =
       block.input + run.begin + row / shape.group_rows() * shape.group_channels();
-  const float* begins[kHalfRows];
-  QUANTAL_UNROLL for (int i = 0; i < kHalfRows; ++i) {
-    begins[i] = begin + std::min<std::int64_t>(i, run.count - 1) * step;
+  const float* begins[kCount];
+  QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
+    begins[i] = begin + std::min(first + i, run.count - 1) * step;
   }
   const float* weight = block.weight + row * columns;
-  __m256 sums[kHalfRows];
-  QUANTAL_UNROLL for (int i = 0; i < kHalfRows; ++i) sums[i] = _mm256_setzero_ps();
+  __m256 sums[kCount], x_sums[kCount];
+  QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) sums[i] = x_sums[i] = _mm256_setzero_ps();
   for (std::int64_t c = 0; c < columns; ++c) {
     const __m256 factors = _mm256_load_ps(weight + c * kHalfRows);
-    QUANTAL_UNROLL for (int i = 0; i < kHalfRows; ++i) {
-      __m256 x = _mm256_loadu_ps(begins[i] + offsets[c]);
-      if constexpr (is_permuted) x = _mm256_permutevar8x32_ps(x, indices);
+    QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
+      const float* const from = begins[i] + offsets[c];
+      const __m256 x = is_one ? _mm256_broadcast_ss(from)
+                              : _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), indices);
       sums[i] = _mm256_fmadd_ps(x, factors, sums[i]);
+      if constexpr (is_affine) x_sums[i] = _mm256_add_ps(x_sums[i], x);
     }
   }
-  const __m256 bias = _mm256_load_ps(block.bias + row);
-  QUANTAL_UNROLL for (int i = 0; i < kHalfRows; ++i) {
-    _mm256_storeu_ps(to + i * stride, _mm256_add_ps(sums[i], bias));
+  const RowFactors factors{_mm256_load_ps(block.scale + row),
+                           is_affine ? _mm256_load_ps(block.shift + row) : _mm256_setzero_ps(),
+                           _mm256_load_ps(block.bias + row)};
+  const __m256 x_scale = _mm256_set1_ps(block.x_scale);
+  QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
+    _mm256_storeu_ps(to + i * stride, factors.finish<is_affine>(sums[i], x_sums[i], x_scale));
   }
 }
 
-template <bool is_permuted>
-void pixel_tile(const GroupedConvBlock& block, std::int64_t row, const Run& run, __m256i indices) {
-  const GroupedConvArgs& args = block.args;
-  const ConvShape::Extent& size = block.plan.output();
-  const std::int64_t line = (block.at.sample * size[0] + block.at.depth) * size[1] + block.at.line;
-  const std::int64_t rows = args.shape.rows;
-  const std::int64_t to = (line * size[2] + run.position) * rows + row;
-  if (args.type == FloatType::kF32 && run.count == kHalfRows && row + kHalfRows <= rows) {
-    return sum_pixels<is_permuted>(block, row, run, indices, static_cast<float*>(args.y) + to,
-                                   rows);
+template <bool is_one, bool is_affine>
+void pixel_tile(const GroupedConvBlock& block, std::int64_t row, const Run& run, std::int64_t first,
+                __m256i indices) {
+  constexpr int kCount = kTogether<is_affine>;
+  const std::int64_t rows = block.args.shape.rows;
+  const std::int64_t to = block.begin + (run.position + first) * block.position_step + row;
+  const FloatType type = block.args.type;
+  const bool is_whole = first + kCount <= run.count && row + kHalfRows <= rows;
+  if (type == FloatType::kF32 && is_whole) {
+    return sum_pixels<is_one, is_affine>(block, row, run, first, indices,
+                                         static_cast<float*>(block.y) + to, block.position_step);
   }
-  float sums[kHalfRows * kHalfRows];
-  sum_pixels<is_permuted>(block, row, run, indices, sums, kHalfRows);
-  for (std::int64_t i = 0; i < run.count; ++i) {
-    store_rows(args.y, to + i * rows, args.type, rows - row, _mm256_loadu_ps(sums + i * kHalfRows));
+  float sums[kCount * kHalfRows];
+  sum_pixels<is_one, is_affine>(block, row, run, first, indices, sums, kHalfRows);
+  const std::int64_t count = std::min<std::int64_t>(kCount, run.count - first);
+  for (std::int64_t i = 0; i < count; ++i) {
+    store_rows(block.y, to + i * block.position_step, type, rows - row,
+               _mm256_loadu_ps(sums + i * kHalfRows));
   }
 }
 
-template <bool is_permuted>
+template <bool is_one, bool is_affine>
 void pixel_tiles(const GroupedConvBlock& block) {
   const ConvShape& shape = block.args.shape;
   std::int32_t channels[kHalfRows];
@@ -148,21 +192,32 @@ void pixel_tiles(const GroupedConvBlock& block) {
     const std::int64_t last = std::min(first + 2 * kHalfRows, shape.rows);
     for (const Run* run = block.plan.runs(); run < end; ++run) {
       for (std::int64_t row = first; row < last; row += kHalfRows) {
-        pixel_tile<is_permuted>(block, row, *run, indices);
+        for (std::int64_t i = 0; i < run->count; i += kTogether<is_affine>) {
+          pixel_tile<is_one, is_affine>(block, row, *run, i, indices);
+        }
       }
     }
   }
 }
 
+template <bool is_one>
+void pixels_of(const GroupedConvBlock& block) {
+  if (block.shift != nullptr) return pixel_tiles<is_one, true>(block);
+  pixel_tiles<is_one, false>(block);
+}
+
 void pixels(const GroupedConvBlock& block) {
-  const ConvShape& shape = block.args.shape;
-  if (shape.group_rows() == 1) return pixel_tiles<false>(block);
-  pixel_tiles<true>(block);
+  if (block.args.shape.group_rows() % kHalfRows == 0) return pixels_of<true>(block);
+  pixels_of<false>(block);
 }
 
 }  // namespace
 
-const GroupedConvKernel grouped_conv__avx2 = {load_floats, planes, pixels};
+const GroupedConvKernel grouped_conv__avx2 = {
+    .floats = {load_floats, gather_floats__avx2},
+    .codes = {load_codes, gather_codes__avx2},
+    .run = {planes, pixels, run_channels__avx2},
+};
 
 }  // namespace quantal::kernels
 

@@ -102,6 +102,25 @@ inline __m256 load_bias(const void* bias, std::int64_t first, std::int64_t count
   return _mm256_loadu_ps(values);
 }
 
+/// Rows of 8 numbers as columns.
+inline void transpose(__m256 (&rows)[8]) {
+  __m256 pairs[8], quads[8];
+  QUANTAL_UNROLL for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  QUANTAL_UNROLL for (int i = 0; i < 8; i += 4) {
+    quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xEE);
+    quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xEE);
+  }
+  QUANTAL_UNROLL for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+  }
+}
+
 /// The scales of 8 rows of a tile's group, and the shifts (zeros for symmetric types).
 struct HalfScales {
   HalfScales(const PackedLayout& layout, const std::byte* tile, std::int64_t group, int half) {
