@@ -65,6 +65,7 @@ const GroupedConvKernel grouped_conv__portable = {
     .floats = {nullptr, gather_floats},
     .codes = {nullptr, gather_codes},
     .run = {nullptr, nullptr, run_channels},
+    .line = nullptr,
 };
 
 }  // namespace quantal::kernels

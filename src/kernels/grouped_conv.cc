@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <numeric>
 
 #include "kernels/activation_codes.h"
 #include "kernels/scratch.h"
@@ -15,6 +16,7 @@ constexpr std::int64_t kVector = GroupedConvPlan::kVector;
 // Floats of a block, and blocks among which threads divide a call: fewer lines are read twice.
 constexpr std::int64_t kBlockFloats = 1 << 17;
 constexpr std::int64_t kBlocks = 4;
+constexpr std::int64_t kLongLine = 20;
 
 std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 
@@ -326,9 +328,69 @@ const GroupedConvKernel* find_grouped_conv(Isa isa, const ConvShape& shape, Chan
   return kernel->run[static_cast<int>(lanes)] != nullptr ? kernel : nullptr;
 }
 
+namespace {
+
+// Whether the pixels that a run reads fit the sets of the first-level cache that their distance
+// leaves them, with two ways of eight for all else.
+bool fits_sets(const ConvShape& shape, std::int64_t pixel_bytes) {
+  constexpr std::int64_t kLine = 64, kSets = 64, kWays = 6;
+  const std::int64_t lines = pixel_bytes % kLine == 0 ? pixel_bytes / kLine : 1;
+  const std::int64_t sets = kSets / std::gcd(kSets, lines);
+  const std::int64_t pixels = (kVector - 1) * shape.stride[2] + shape.kernel[2];
+  return pixels * shape.kernel[0] * shape.kernel[1] <= sets * kWays;
+}
+
+// The copy costs more than it saves: but where lines are short for a wide kernel, most positions
+// read padding.
+bool goes_by_lines(const GroupedConvKernel& kernel, const GroupedConvArgs& args) {
+  const ConvShape& shape = args.shape;
+  const bool is_narrow = shape.kernel[2] <= 3 || shape.stride[2] > 1 ||
+                         (shape.kernel[2] <= 5 && shape.output()[2] >= kLongLine);
+  const std::int64_t number = args.scales != nullptr ? 1 : size_of(FloatType::kF32);
+  return kernel.line != nullptr && shape.is_depthwise() && args.order == ChannelOrder::kLast &&
+         shape.channels % kVector == 0 && args.type == FloatType::kF32 &&
+         shape.kernel[0] * shape.kernel[1] <= DepthwiseLine::kMostTapLines && is_narrow &&
+         fits_sets(shape, shape.channels * number);
+}
+
+// False where a number that y should hold as a code is NaN.
+bool depthwise_by_lines(Isa isa, const GroupedConvKernel& kernel, const GroupedConvArgs& args,
+                        const ParallelFor& parallel_for) {
+  const ConvShape::Extent size = args.shape.output();
+  const std::int64_t count = size[2] * args.shape.channels;
+  const RowNumbers rows(args, GroupedLanes::kChannels);
+  const ConvScales* const scales = args.scales;
+  const bool stores_codes = scales != nullptr && scales->y;
+  std::atomic<bool> all_have_codes = true;
+  parallel_for(args.shape.batch * size[0] * size[1], [&](std::int64_t begin, std::int64_t end) {
+    const Scratch numbers(stores_codes ? count : 0);
+    for (std::int64_t i = begin; i < end && all_have_codes; ++i) {
+      const std::int64_t outer = i / size[1], sample = outer / size[0];
+      float* const y = stores_codes ? numbers.data() : static_cast<float*>(args.y) + i * count;
+      kernel.line({.args = args,
+                   .sample = sample,
+                   .depth = outer % size[0],
+                   .line = i % size[1],
+                   .weight = rows.weight(),
+                   .scale = rows.scale(),
+                   .shift = rows.shift(),
+                   .bias = rows.bias(),
+                   .x_scale = scales != nullptr ? scales->x[sample] : 1.0F,
+                   .y = y});
+      if (!stores_codes) continue;
+      auto* const codes = static_cast<std::int8_t*>(args.y) + i * count;
+      if (!quantize_codes(isa, y, args.type, count, *scales->y, codes)) all_have_codes = false;
+    }
+  });
+  return all_have_codes;
+}
+
+}  // namespace
+
 bool grouped_conv(Isa isa, const GroupedConvArgs& args, const ParallelFor& parallel_for) {
   if (args.shape.batch == 0) return true;
   const GroupedConvKernel& kernel = *find_grouped_conv(isa, args.shape, args.order);
+  if (goes_by_lines(kernel, args)) return depthwise_by_lines(isa, kernel, args, parallel_for);
   const GroupedConvPlan plan(args);
   const RowNumbers rows(args, plan.lanes());
   const ConvScales* const scales = args.scales;

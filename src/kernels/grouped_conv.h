@@ -169,12 +169,25 @@ struct GroupedConvBlock {
   std::int64_t begin, row_step, position_step;
 };
 
+/// A line of the output of a depthwise convolution over pixels whose channels lie together, in
+/// whole registers: x, of fp32 or codes, is read where it lies.
+struct DepthwiseLine {
+  static constexpr std::int64_t kMostTapLines = 16;  ///< lines that the kernel may cover
+
+  const GroupedConvArgs& args;
+  std::int64_t sample, depth, line;
+  const float *weight, *scale, *shift, *bias;  ///< as those of a block
+  float x_scale;
+  float* y;  ///< (positions of the line, channels)
+};
+
 /// Multiplies, column by column, and adds in fp32; the sum of floats is rounded once more, to
 /// args.type. The same bits for any number of threads and in either order.
 struct GroupedConvKernel {
   GroupedConvReader floats, codes;
   /// By GroupedLanes; null where there is none.
   void (*run[3])(const GroupedConvBlock& block);
+  void (*line)(const DepthwiseLine& line);  ///< or null
 };
 
 /// The kernel of an instruction set for groups of this size; null where it has none.
@@ -188,6 +201,7 @@ QUANTAL_API bool grouped_conv(Isa isa, const GroupedConvArgs& args,
 
 /// The part of the kernels whose lanes are channels.
 void run_channels__avx2(const GroupedConvBlock& block);
+void depthwise_line__avx2(const DepthwiseLine& line);
 void gather_floats__avx2(const ChannelPixels& from, float* to);
 void gather_codes__avx2(const ChannelPixels& from, float* to);
 

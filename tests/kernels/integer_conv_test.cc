@@ -29,30 +29,40 @@ const std::vector<ConvShape>& depthwise_shapes() {
                        .stride = {1, 2, 1},
                        .padding = {0, 1, 1}});
     }
-    const ConvShape wide{.channels = 31, .rows = 31, .groups = 31};
+    const ConvShape odd{.channels = 31, .rows = 31, .groups = 31};
+    const ConvShape even{.channels = 40, .rows = 40, .groups = 40};
     for (const auto& [input, kernel] :
          std::vector<std::pair<Extent, Extent>>{{{1, 1, 65}, {1, 1, 2}},
                                                 {{1, 1, 20}, {1, 1, 15}},
                                                 {{3, 5, 7}, {2, 3, 3}},
                                                 {{1, 5, 5}, {1, 1, 1}},
                                                 {{1, 11, 12}, {1, 5, 5}}}) {
-      found.push_back(wide);
-      found.back().input = input;
-      found.back().kernel = kernel;
-      found.back().dilation = {1, 2, 1};
-      found.back().padding = {0, 2, 1};
+      for (const ConvShape& shape : {odd, even}) {
+        found.push_back(shape);
+        found.back().input = input;
+        found.back().kernel = kernel;
+        found.back().dilation = {1, 2, 1};
+        found.back().padding = {0, 2, 1};
+      }
     }
+    found.push_back(even);
+    found.back().input = {1, 4, 9};
+    found.back().kernel = {1, 2, 3};
+    found.back().padding = {0, 0, 11};
+    found.back().dilation = {1, 1, 4};
     // Kernels of every width that has a loop of its own, over lines of all kinds of lengths.
     for (const std::int64_t width : {3, 5, 7}) {
       for (const std::int64_t stride : {1, 2, 3}) {
-        for (const std::int64_t length : {7, 20}) {
-          found.push_back({.channels = 9,
-                           .rows = 9,
-                           .groups = 9,
-                           .input = {1, 3, length},
-                           .kernel = {1, 2, width},
-                           .stride = {1, 1, stride},
-                           .padding = {0, 1, width / 2}});
+        for (const std::int64_t length : {7, 24}) {
+          for (const std::int64_t channels : {9, 24}) {
+            found.push_back({.channels = channels,
+                             .rows = channels,
+                             .groups = channels,
+                             .input = {1, 3, length},
+                             .kernel = {1, 2, width},
+                             .stride = {1, 1, stride},
+                             .padding = {0, 1, width / 2}});
+          }
         }
       }
     }

@@ -1,5 +1,4 @@
-// Depthwise convolution for AVX2 with FMA, 8 channels at a time. A pixel is loaded once for all
-// positions of a run that read it through taps of one line.
+// Depthwise convolution for AVX2 with FMA, 8 channels at a time.
 #include "kernels/grouped_conv.h"
 
 #include <immintrin.h>
@@ -13,9 +12,6 @@ namespace quantal::kernels {
 namespace {
 
 using Run = GroupedConvPlan::Run;
-
-// As QUANTAL_UNROLL, for the pixels of a run: at most 7 strides of 2, and 7 taps.
-#define QUANTAL_UNROLL_PIXELS _Pragma("GCC unroll 24")
 
 struct Floats {
   const void* x;
@@ -74,48 +70,6 @@ void gather(const Numbers& x, const ChannelPixels& from, float* to) {
   }
 }
 
-/// Positions of a run that are computed together: sums of x take registers, too.
-template <bool is_affine>
-constexpr int kTogether = is_affine ? kHalfRows / 2 : kHalfRows;
-
-template <bool is_affine>
-struct Sums {
-  Sums() {
-    QUANTAL_UNROLL for (int i = 0; i < kTogether<is_affine>; ++i) {
-      w_x[i] = x[i] = _mm256_setzero_ps();
-    }
-  }
-  void add(int position, __m256 value, __m256 factor) {
-    w_x[position] = _mm256_fmadd_ps(value, factor, w_x[position]);
-    if constexpr (is_affine) x[position] = _mm256_add_ps(x[position], value);
-  }
-  __m256 w_x[kTogether<is_affine>], x[kTogether<is_affine>];
-};
-
-/// Adds the taps of one line of the kernel; `x`: what the first position reads.
-template <int width, int stride, bool is_affine>
-inline void add_line(const float* x, const float* weight, Sums<is_affine>& sums) {
-  constexpr int kCount = kTogether<is_affine>;
-  __m256 factors[width];
-  QUANTAL_UNROLL for (int k = 0; k < width; ++k) factors[k] = _mm256_load_ps(weight + k * 8);
-  QUANTAL_UNROLL_PIXELS for (int p = 0; p < (kCount - 1) * stride + width; ++p) {
-    const __m256 value = _mm256_load_ps(x + p * kHalfRows);
-    QUANTAL_UNROLL for (int k = 0; k < width; ++k) {
-      const int i = (p - k) / stride;
-      if (p >= k && (p - k) % stride == 0 && i < kCount) sums.add(i, value, factors[k]);
-    }
-  }
-}
-
-/// The same for any stride and dilation, a tap at a time.
-template <bool is_affine>
-inline void add_tap(const float* x, std::int64_t step, const float* weight, Sums<is_affine>& sums) {
-  const __m256 factor = _mm256_load_ps(weight);
-  QUANTAL_UNROLL for (int i = 0; i < kTogether<is_affine>; ++i) {
-    sums.add(i, _mm256_load_ps(x + i * step), factor);
-  }
-}
-
 /// `width` 0: any kernel.
 template <int width, int stride, bool is_affine>
 inline Sums<is_affine> sum_taps(const GroupedConvBlock& block, const float* x,
@@ -126,11 +80,11 @@ inline Sums<is_affine> sum_taps(const GroupedConvBlock& block, const float* x,
   if constexpr (width == 0) {
     const std::int64_t step = block.plan.position_step();
     for (std::int64_t t = 0; t < taps; ++t) {
-      add_tap<is_affine>(x + columns[t], step, weight + t * kHalfRows, sums);
+      add_tap(x + columns[t], step, weight + t * kHalfRows, sums);
     }
   } else {
     for (std::int64_t t = 0; t < taps; t += width) {
-      add_line<width, stride, is_affine>(x + columns[t], weight + t * kHalfRows, sums);
+      add_line<width, stride>(x + columns[t], kHalfRows, weight + t * kHalfRows, sums);
     }
   }
   return sums;

@@ -115,10 +115,6 @@ void planes(const GroupedConvBlock& block) {
   planes_of<false>(block);
 }
 
-/// Positions of a run that are computed together: sums of x take registers, too.
-template <bool is_affine>
-constexpr int kTogether = is_affine ? kHalfRows / 2 : kHalfRows;
-
 /// Sums of rows [row, row + 8) at positions of a run from `first` on, finished and `stride` apart.
 /// `indices`: of the channels that they read among those from the first one's on; `is_one`: they
 /// read the same.
@@ -217,6 +213,7 @@ const GroupedConvKernel grouped_conv__avx2 = {
     .floats = {load_floats, gather_floats__avx2},
     .codes = {load_codes, gather_codes__avx2},
     .run = {planes, pixels, run_channels__avx2},
+    .line = depthwise_line__avx2,
 };
 
 }  // namespace quantal::kernels
