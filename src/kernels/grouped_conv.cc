@@ -13,12 +13,6 @@ namespace quantal::kernels {
 namespace {
 
 constexpr std::int64_t kVector = GroupedConvPlan::kVector;
-// Floats of a block, and blocks among which threads divide a call: fewer lines are read twice.
-constexpr std::int64_t kBlockFloats = 1 << 17;
-constexpr std::int64_t kBlocks = 4;
-constexpr std::int64_t kLongLine = 20;
-
-std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 
 // (taps, channels) from (channels, taps), in which `row` is; its numbers go `stride` apart.
 void reorder_row(const ConvShape& shape, const float* row, float* to, std::int64_t stride) {
@@ -33,7 +27,7 @@ void reorder_row(const ConvShape& shape, const float* row, float* to, std::int64
 class RowNumbers {
  public:
   RowNumbers(const GroupedConvArgs& args, GroupedLanes lanes)
-      : rows_(divide_up(args.shape.rows, kVector) * kVector),
+      : rows_((args.shape.rows + kVector - 1) / kVector * kVector),
         weight_(rows_ * args.shape.columns()),
         scale_(rows_),
         shift_(rows_),
@@ -104,9 +98,9 @@ class BlockNumbers {
   // False where one is NaN.
   bool store(Isa isa, const GroupedConvPlan::Block& block, std::int64_t positions,
              const Target& to) const {
-    const auto* codes = reinterpret_cast<std::int8_t*>(codes_.data());
-    if (!quantize_codes(isa, numbers_.data(), args_.type, block.rows * positions, *args_.scales->y,
-                        reinterpret_cast<std::int8_t*>(codes_.data()))) {
+    auto* const codes = reinterpret_cast<std::int8_t*>(codes_.data());
+    const std::int64_t size = block.rows * positions;
+    if (!quantize_codes(isa, numbers_.data(), args_.type, size, *args_.scales->y, codes)) {
       return false;
     }
     const bool is_planes = args_.order == ChannelOrder::kPlanes;
@@ -125,194 +119,6 @@ class BlockNumbers {
 
 }  // namespace
 
-GroupedLanes lanes_of(const ConvShape& shape, ChannelOrder order) {
-  if (shape.is_depthwise()) return GroupedLanes::kChannels;
-  return order == ChannelOrder::kPlanes ? GroupedLanes::kPositions : GroupedLanes::kRows;
-}
-
-GroupedConvPlan::GroupedConvPlan(const GroupedConvArgs& args)
-    : shape_(args.shape),
-      size_(shape_.output()),
-      order_(args.order),
-      lanes_(lanes_of(shape_, order_)),
-      groups_(1),
-      group_rows_(shape_.rows),
-      planes_(1) {
-  if (lanes_ == GroupedLanes::kPositions) {
-    groups_ = shape_.groups, group_rows_ = shape_.group_rows(), planes_ = shape_.group_channels();
-  } else if (lanes_ == GroupedLanes::kChannels) {
-    groups_ = divide_up(shape_.channels, kVector), group_rows_ = kVector;
-  }
-  lay_out_lines();
-  // What lies together is read and written by several blocks: while it is in the cache.
-  const bool shares_pixels = lanes_ == GroupedLanes::kChannels && order_ == ChannelOrder::kLast;
-  const std::int64_t line_floats =
-      planes_ * shape_.kernel[0] * line_ * (shares_pixels ? groups_ : 1);
-  const std::int64_t tap_lines = (shape_.kernel[1] - 1) * shape_.dilation[1];
-  const std::int64_t fitting = (kBlockFloats / line_floats - tap_lines - 1) / shape_.stride[1] + 1;
-  const std::int64_t most = std::clamp<std::int64_t>(fitting, 1, size_[1]);
-  const std::int64_t wanted = divide_up(kBlocks, shape_.batch * groups_ * size_[0]);
-  parts_ = std::min(std::max(divide_up(size_[1], most), wanted), size_[1]);
-  lines_ = divide_up(size_[1], parts_);
-  parts_ = divide_up(size_[1], lines_);
-  find_runs();
-  find_columns();
-}
-
-void GroupedConvPlan::lay_out_lines() {
-  const std::int64_t reach = (shape_.kernel[2] - 1) * shape_.dilation[2], step = shape_.stride[2];
-  phases_ = 1, phase_ = (size_[2] - 1) * step + reach + 1;
-  switch (lanes_) {
-    case GroupedLanes::kPositions:
-      pixel_ = 1, phases_ = step;
-      phase_ = divide_up(size_[2], kVector) * kVector + reach / step;
-      break;
-    case GroupedLanes::kRows:
-      pixel_ = spread_stride(shape_.channels, (kVector + shape_.kernel[2]) * shape_.kernel[1]);
-      break;
-    case GroupedLanes::kChannels:
-      pixel_ = kVector;
-      break;
-  }
-  position_step_ = step / phases_ * pixel_;
-  line_ = phases_ * phase_ * pixel_;
-  before_ = std::min(shape_.padding[2], phases_ * phase_);
-  pixels_ = std::min(phases_ * phase_ - before_, shape_.input[2]);
-}
-
-void GroupedConvPlan::find_runs() {
-  for (std::int64_t line = 0; line < lines_; ++line) {
-    for (std::int64_t i = 0; i < size_[2]; i += kVector) {
-      // Rather some positions twice than a part of a register.
-      const std::int64_t w = std::max<std::int64_t>(0, std::min(i, size_[2] - kVector));
-      runs_.push_back({line * shape_.stride[1] * line_ + w * position_step_, line * size_[2] + w,
-                       std::min(kVector, size_[2])});
-    }
-  }
-}
-
-void GroupedConvPlan::find_columns() {
-  ConvShape::Extent tap{};
-  for (std::int64_t t = 0; t < shape_.taps(); ++t, advance(tap, shape_.kernel)) {
-    const std::int64_t across = tap[2] * shape_.dilation[2];
-    const std::int64_t in_line = (across % phases_ * phase_ + across / phases_) * pixel_;
-    const std::int64_t begin = tap[0] * slice() + tap[1] * shape_.dilation[1] * line_ + in_line;
-    const bool is_planes = lanes_ == GroupedLanes::kPositions;
-    const std::int64_t channel = is_planes ? shape_.kernel[0] * slice() : 1;
-    for (std::int64_t c = 0; c < shape_.group_channels(); ++c) {
-      columns_.push_back(begin + c * channel);
-    }
-  }
-}
-
-GroupedConvPlan::Block GroupedConvPlan::block(std::int64_t index) const {
-  const std::int64_t inner = index % (shape_.batch * groups_),
-                     outer = index / (shape_.batch * groups_);
-  const std::int64_t line = outer % parts_ * lines_, row = inner % groups_ * group_rows_;
-  return {.sample = inner / groups_,
-          .group = inner % groups_,
-          .depth = outer / parts_,
-          .line = line,
-          .lines = std::min(lines_, size_[1] - line),
-          .row = row,
-          .rows = std::min(group_rows_, shape_.rows - row)};
-}
-
-std::int64_t GroupedConvPlan::slack() const {
-  return lanes_ == GroupedLanes::kChannels ? kVector * position_step_ : kVector;
-}
-
-std::int64_t GroupedConvPlan::block_floats() const {
-  return planes_ * shape_.kernel[0] * slice() + std::max(slack(), shape_.input[2]);
-}
-
-std::int64_t GroupedConvPlan::block_results() const { return group_rows_ * lines_ * size_[2]; }
-
-template <typename Visit>
-void GroupedConvPlan::for_lines(const Block& block, float* to, const Visit& visit) const {
-  const std::int64_t first = block.line * shape_.stride[1] - shape_.padding[1];
-  for (std::int64_t plane = 0; plane < planes_; ++plane) {
-    for (std::int64_t k = 0; k < shape_.kernel[0]; ++k) {
-      const std::int64_t depth =
-          block.depth * shape_.stride[0] - shape_.padding[0] + k * shape_.dilation[0];
-      const bool has_depth = depth >= 0 && depth < shape_.input[0];
-      for (std::int64_t i = 0; i < input_lines(); ++i, to += line_) {
-        const std::int64_t height = first + i;
-        const bool is_inside = has_depth && height >= 0 && height < shape_.input[1];
-        visit(is_inside ? (plane * shape_.input[0] + depth) * shape_.input[1] + height : -1, to);
-      }
-    }
-  }
-}
-
-void GroupedConvPlan::fill_padding(const Block& block, float* to) const {
-  for_lines(block, to, [&](std::int64_t line, float* out) {
-    if (line < 0 || !is_dense()) {
-      std::fill_n(out, line_, 0.0F);
-      return;
-    }
-    std::fill_n(out, before_ * pixel_, 0.0F);
-    std::fill(out + (before_ + pixels_) * pixel_, out + line_, 0.0F);
-  });
-  std::fill_n(to + planes_ * shape_.kernel[0] * slice(), slack(), 0.0F);
-}
-
-void GroupedConvPlan::fill_pixels(const GroupedConvArgs& args, const Block& block,
-                                  const GroupedConvReader& reader, float* to) const {
-  if (lanes_ == GroupedLanes::kChannels) return gather_channels(args, block, reader, to);
-  const std::int64_t plane = block.sample * groups_ + block.group;
-  const std::int64_t first = plane * planes_ * shape_.input[0] * shape_.input[1];
-  const bool is_planes = lanes_ == GroupedLanes::kPositions;
-  const std::int64_t width = shape_.input[2], channels = is_planes ? 1 : shape_.channels;
-  float* const buffer = to + planes_ * shape_.kernel[0] * slice();
-  for_lines(block, to, [&](std::int64_t line, float* out) {
-    if (line < 0) return;
-    const std::int64_t from = (first + line) * width * channels;
-    if (phases_ > 1) {
-      reader.convert(args.x, from, pixels_, args.type, buffer);
-      divide_into_phases(buffer, out);
-    } else if (pixel_ == channels) {
-      reader.convert(args.x, from, pixels_ * channels, args.type, out + before_ * pixel_);
-    } else {
-      for (std::int64_t w = 0; w < pixels_; ++w) {
-        reader.convert(args.x, from + w * channels, channels, args.type,
-                       out + (before_ + w) * pixel_);
-      }
-    }
-  });
-}
-
-void GroupedConvPlan::gather_channels(const GroupedConvArgs& args, const Block& block,
-                                      const GroupedConvReader& reader, float* to) const {
-  const bool is_planes = order_ == ChannelOrder::kPlanes;
-  const std::int64_t pixels = shape_.pixels();
-  ChannelPixels from{.x = args.x,
-                     .type = args.type,
-                     .size = shape_.batch * shape_.channels * pixels,
-                     .pixel_step = is_planes ? 1 : shape_.channels,
-                     .channel_step = is_planes ? pixels : 1,
-                     .pixels = pixels_,
-                     .channels = block.rows};
-  const std::int64_t first =
-      block.sample * shape_.channels * pixels + block.row * from.channel_step;
-  for_lines(block, to, [&](std::int64_t line, float* out) {
-    if (line < 0) return;
-    from.first = first + line * shape_.input[2] * from.pixel_step;
-    reader.gather(from, out + before_ * pixel_);
-  });
-}
-
-void GroupedConvPlan::divide_into_phases(const float* pixels, float* to) const {
-  for (std::int64_t phase = 0; phase < phases_; ++phase, to += phase_) {
-    // Its first pixel that is not padding.
-    const std::int64_t first = divide_up(std::max<std::int64_t>(0, before_ - phase), phases_);
-    float* out = to + first;
-    for (std::int64_t w = first * phases_ + phase - before_; w < pixels_; w += phases_) {
-      *out++ = pixels[w];
-    }
-  }
-}
-
 const GroupedConvKernel* find_grouped_conv(Isa isa, const ConvShape& shape, ChannelOrder order) {
   const GroupedLanes lanes = lanes_of(shape, order);
   // A register has the rows of whole groups, whose channels fit another, or of a part of one.
@@ -329,6 +135,9 @@ const GroupedConvKernel* find_grouped_conv(Isa isa, const ConvShape& shape, Chan
 }
 
 namespace {
+
+// From so many positions on, those at the ends of a line matter less.
+constexpr std::int64_t kLongLine = 20;
 
 // Whether the pixels that a run reads fit the sets of the first-level cache that their distance
 // leaves them, with two ways of eight for all else.
