@@ -1,5 +1,6 @@
 // Integer convolutions in groups of few channels: fp32 holds their codes and sums exactly.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/grouped_conv.h"
@@ -12,13 +13,38 @@ namespace {
 
 constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
 
-// Up to so many rows of a group, or columns, patches and their products in tiles of 16 rows take
-// longer on AVX2.
-struct Few {
-  std::int64_t rows, columns;
+// Nanoseconds a position of one group takes, fitted to 30 layers on one core with AVX2 (Zen 4): of
+// patches, whose products are of tiles of 16 rows, and without.
+struct Costs {
+  float position, column;        // of patches: to be written, and their results
+  float tile, tile_column;       // of their products
+  float product, channel, line;  // without: a product, and to copy a channel and a line of one
 };
-constexpr Few kFewInPlanes{16, 48}, kFewInPixels{16, 24};
-constexpr std::int64_t kFewPositions = 5;
+constexpr Costs kPlanes{15, 0.34F, 21, 0.2F, 0.033F, 0, 10};
+constexpr Costs kAffinePlanes{13, 0.26F, 19, 0.135F, 0.036F, 0, 10};
+constexpr Costs kPixels{15, 0.18F, 15, 0.2F, 0.037F, 0.25F, 0};
+constexpr Costs kAffinePixels{11, 0.11F, 13, 0.137F, 0.05F, 0.25F, 0};
+// The products on what has more than AVX2: not measured.
+constexpr float kOtherProducts = 0.5F;
+
+bool patches_take_longer(Isa isa, const ConvShape& shape, bool is_affine, ChannelOrder order) {
+  const bool is_planes = order == ChannelOrder::kPlanes;
+  const Costs& costs =
+      is_planes ? (is_affine ? kAffinePlanes : kPlanes) : (is_affine ? kAffinePixels : kPixels);
+  const auto rows = static_cast<float>(shape.group_rows());
+  const auto columns = static_cast<float>(shape.columns());
+  const auto channels = static_cast<float>(shape.group_channels());
+  const auto width = static_cast<float>(shape.output()[2]);
+  const float products = isa == Isa::kAvx2 ? 1 : kOtherProducts;
+  const float patches =
+      costs.position + columns * costs.column +
+      products * std::ceil(rows / kTileRows) * (costs.tile + columns * costs.tile_column);
+  // A register has 8 positions of a line, whether there are or not.
+  const float used = std::ceil(width / 8) * 8 / width;
+  const float grouped =
+      used * rows * columns * costs.product + channels * (costs.channel + costs.line / width);
+  return patches > grouped;
+}
 
 // A packed weight of one group a row, unpacked.
 class FloatCodes {
@@ -75,14 +101,7 @@ bool has_grouped(Isa isa, const ConvShape& shape, const PackedLayout& layout, Ch
       find_grouped_conv(isa, shape, order) == nullptr) {
     return false;
   }
-  if (shape.is_depthwise()) return true;
-  // Fewer positions of a line leave most of a register empty; patches of one group have them all.
-  if (shape.groups == 1 && shape.output()[2] < kFewPositions) return false;
-  Few few = order == ChannelOrder::kPlanes ? kFewInPlanes : kFewInPixels;
-  const bool sums_x_apart = order == ChannelOrder::kLast && layout.is_affine();
-  // Products of codes take half the time, or less, on what has more than AVX2.
-  if (sums_x_apart || isa != Isa::kAvx2) few = {few.rows / 2, few.columns / 2};
-  return shape.group_rows() <= few.rows || shape.columns() <= few.columns;
+  return shape.is_depthwise() || patches_take_longer(isa, shape, layout.is_affine(), order);
 }
 
 bool conv_grouped(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {

@@ -96,7 +96,8 @@ void plane_tiles(const GroupedConvBlock& block, std::int64_t row, std::int64_t f
   for (; first + runs <= count; first += runs) {
     plane_tile<rows, runs, is_affine>(block, row, first);
   }
-  if constexpr (runs > 1) plane_tiles<rows, runs / 2, is_affine>(block, row, first);
+  if constexpr (runs > 1)
+    plane_tiles<rows, (runs == 3 ? 2 : runs / 2), is_affine>(block, row, first);
 }
 
 template <bool is_affine>
@@ -105,7 +106,7 @@ void planes_of(const GroupedConvBlock& block) {
   // Sums of x take registers, too.
   constexpr int kFew = is_affine ? 2 : 1;
   std::int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) plane_tiles<4, 2, is_affine>(block, row);
+  for (; row + 4 <= rows; row += 4) plane_tiles<4, 4 - kFew, is_affine>(block, row);
   for (; row + 2 <= rows; row += 2) plane_tiles<2, 4 / kFew, is_affine>(block, row);
   if (row < rows) plane_tiles<1, 8 / kFew, is_affine>(block, row);
 }
