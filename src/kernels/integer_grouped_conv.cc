@@ -20,10 +20,10 @@ struct Costs {
   float tile, tile_column;       // of their products
   float product, channel, line;  // without: a product, and to copy a channel and a line of one
 };
-constexpr Costs kPlanes{15, 0.34F, 21, 0.2F, 0.033F, 0, 10};
-constexpr Costs kAffinePlanes{13, 0.26F, 19, 0.135F, 0.036F, 0, 10};
-constexpr Costs kPixels{15, 0.18F, 15, 0.2F, 0.037F, 0.25F, 0};
-constexpr Costs kAffinePixels{11, 0.11F, 13, 0.137F, 0.05F, 0.25F, 0};
+constexpr Costs kPlanes{15, 0.34F, 21, 0.2F, 0.031F, 0, 10};
+constexpr Costs kAffinePlanes{13, 0.26F, 19, 0.135F, 0.034F, 0, 10};
+constexpr Costs kPixels{15, 0.18F, 15, 0.2F, 0.03F, 0.22F, 0};
+constexpr Costs kAffinePixels{11, 0.11F, 13, 0.137F, 0.033F, 0.22F, 0};
 // The products on what has more than AVX2: not measured.
 constexpr float kOtherProducts = 0.5F;
 

@@ -116,13 +116,18 @@ void planes(const GroupedConvBlock& block) {
   planes_of<false>(block);
 }
 
-/// Sums of rows [row, row + 8) at positions of a run from `first` on, finished and `stride` apart.
-/// `indices`: of the channels that they read among those from the first one's on; `is_one`: they
-/// read the same.
-template <bool is_one, bool is_affine>
-inline void sum_pixels(const GroupedConvBlock& block, std::int64_t row, const Run& run,
-                       std::int64_t first, __m256i indices, float* to, std::int64_t stride) {
-  constexpr int kCount = kTogether<is_affine>;
+/// Positions of a run that are computed together: as many as leave registers for their numbers.
+template <int halves, bool is_affine>
+constexpr int kPositions = halves == 2 ? 4 : kTogether<is_affine>;
+
+/// Sums of rows [row, row + 8 halves) at positions of a run from `first` on, finished and `stride`
+/// apart. `indices`: of the channels that they read among those from the first one's on; `is_one`:
+/// they read the same. Not inline: the caller's numbers would push pointers out of registers.
+template <int halves, bool is_one, bool is_affine>
+[[gnu::noinline]] void sum_pixels(const GroupedConvBlock& block, std::int64_t row, const Run& run,
+                                  std::int64_t first, __m256i indices, float* to,
+                                  std::int64_t stride) {
+  constexpr int kCount = kPositions<halves, is_affine>;
   const ConvShape& shape = block.args.shape;
   const std::int64_t columns = column_count(block), step = block.plan.position_step();
   const std::int64_t* const offsets = block.plan.columns().data();
@@ -132,79 +137,104 @@ inline void sum_pixels(const GroupedConvBlock& block, std::int64_t row, const Ru
   QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
     begins[i] = begin + std::min(first + i, run.count - 1) * step;
   }
-  const float* weight = block.weight + row * columns;
-  __m256 sums[kCount], x_sums[kCount];
-  QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) sums[i] = x_sums[i] = _mm256_setzero_ps();
+  const float* const weight = block.weight + row * columns;
+  __m256 sums[halves][kCount], x_sums[kCount];
+  QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
+    x_sums[i] = _mm256_setzero_ps();
+    QUANTAL_UNROLL for (int h = 0; h < halves; ++h) sums[h][i] = _mm256_setzero_ps();
+  }
   for (std::int64_t c = 0; c < columns; ++c) {
-    const __m256 factors = _mm256_load_ps(weight + c * kHalfRows);
+    __m256 factors[halves];
+    QUANTAL_UNROLL for (int h = 0; h < halves; ++h) {
+      factors[h] = _mm256_load_ps(weight + (h * columns + c) * kHalfRows);
+    }
     QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
       const float* const from = begins[i] + offsets[c];
       const __m256 x = is_one ? _mm256_broadcast_ss(from)
                               : _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), indices);
-      sums[i] = _mm256_fmadd_ps(x, factors, sums[i]);
       if constexpr (is_affine) x_sums[i] = _mm256_add_ps(x_sums[i], x);
+      QUANTAL_UNROLL for (int h = 0; h < halves; ++h) {
+        sums[h][i] = _mm256_fmadd_ps(x, factors[h], sums[h][i]);
+      }
     }
   }
-  const RowFactors factors{_mm256_load_ps(block.scale + row),
-                           is_affine ? _mm256_load_ps(block.shift + row) : _mm256_setzero_ps(),
-                           _mm256_load_ps(block.bias + row)};
   const __m256 x_scale = _mm256_set1_ps(block.x_scale);
-  QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
-    _mm256_storeu_ps(to + i * stride, factors.finish<is_affine>(sums[i], x_sums[i], x_scale));
+  QUANTAL_UNROLL for (int h = 0; h < halves; ++h) {
+    const std::int64_t r = row + h * kHalfRows;
+    const RowFactors factors{_mm256_load_ps(block.scale + r),
+                             is_affine ? _mm256_load_ps(block.shift + r) : _mm256_setzero_ps(),
+                             _mm256_load_ps(block.bias + r)};
+    QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
+      _mm256_storeu_ps(to + i * stride + h * kHalfRows,
+                       factors.finish<is_affine>(sums[h][i], x_sums[i], x_scale));
+    }
   }
 }
 
-template <bool is_one, bool is_affine>
+template <int halves, bool is_one, bool is_affine>
 void pixel_tile(const GroupedConvBlock& block, std::int64_t row, const Run& run, std::int64_t first,
                 __m256i indices) {
-  constexpr int kCount = kTogether<is_affine>;
-  const std::int64_t rows = block.args.shape.rows;
+  constexpr int kCount = kPositions<halves, is_affine>, kRows = halves * kHalfRows;
+  const std::int64_t rows = std::min<std::int64_t>(kRows, block.args.shape.rows - row);
   const std::int64_t to = block.begin + (run.position + first) * block.position_step + row;
   const FloatType type = block.args.type;
-  const bool is_whole = first + kCount <= run.count && row + kHalfRows <= rows;
-  if (type == FloatType::kF32 && is_whole) {
-    return sum_pixels<is_one, is_affine>(block, row, run, first, indices,
-                                         static_cast<float*>(block.y) + to, block.position_step);
+  if (type == FloatType::kF32 && first + kCount <= run.count && rows == kRows) {
+    return sum_pixels<halves, is_one, is_affine>(
+        block, row, run, first, indices, static_cast<float*>(block.y) + to, block.position_step);
   }
-  float sums[kCount * kHalfRows];
-  sum_pixels<is_one, is_affine>(block, row, run, first, indices, sums, kHalfRows);
+  float sums[kCount * kRows];
+  sum_pixels<halves, is_one, is_affine>(block, row, run, first, indices, sums, kRows);
   const std::int64_t count = std::min<std::int64_t>(kCount, run.count - first);
   for (std::int64_t i = 0; i < count; ++i) {
-    store_rows(block.y, to + i * block.position_step, type, rows - row,
-               _mm256_loadu_ps(sums + i * kHalfRows));
+    for (std::int64_t r = 0; r < rows; r += kHalfRows) {
+      store_rows(block.y, to + i * block.position_step + r, type, rows - r,
+                 _mm256_loadu_ps(sums + i * kRows + r));
+    }
   }
 }
 
-template <bool is_one, bool is_affine>
-void pixel_tiles(const GroupedConvBlock& block) {
-  const ConvShape& shape = block.args.shape;
-  std::int32_t channels[kHalfRows];
-  for (std::int64_t i = 0; i < kHalfRows; ++i) {
-    channels[i] = static_cast<std::int32_t>(i / shape.group_rows() * shape.group_channels());
-  }
-  const __m256i indices = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(channels));
-  const Run* const end = block.plan.runs() + block.plan.runs_of(block.at);
-  // The rows of a cache line, whose channels stay in the first-level cache.
-  for (std::int64_t first = 0; first < shape.rows; first += 2 * kHalfRows) {
-    const std::int64_t last = std::min(first + 2 * kHalfRows, shape.rows);
-    for (const Run* run = block.plan.runs(); run < end; ++run) {
-      for (std::int64_t row = first; row < last; row += kHalfRows) {
-        for (std::int64_t i = 0; i < run->count; i += kTogether<is_affine>) {
-          pixel_tile<is_one, is_affine>(block, row, *run, i, indices);
-        }
+/// Rows [row, end) at all positions, 8 halves at a time.
+template <int halves, bool is_one, bool is_affine>
+void pixel_tiles(const GroupedConvBlock& block, std::int64_t row, std::int64_t end,
+                 __m256i indices) {
+  const Run* const last = block.plan.runs() + block.plan.runs_of(block.at);
+  for (const Run* run = block.plan.runs(); run < last; ++run) {
+    for (std::int64_t r = row; r < end; r += halves * kHalfRows) {
+      for (std::int64_t i = 0; i < run->count; i += kPositions<halves, is_affine>) {
+        pixel_tile<halves, is_one, is_affine>(block, r, *run, i, indices);
       }
     }
   }
 }
 
-template <bool is_one>
+template <bool is_affine>
 void pixels_of(const GroupedConvBlock& block) {
-  if (block.shift != nullptr) return pixel_tiles<is_one, true>(block);
-  pixel_tiles<is_one, false>(block);
+  const ConvShape& shape = block.args.shape;
+  const std::int64_t group_rows = shape.group_rows();
+  constexpr std::int64_t kPair = 2 * kHalfRows;
+  if (group_rows % kHalfRows == 0) {
+    for (std::int64_t row = 0; row < shape.rows;) {
+      const bool is_pair = row % group_rows + kPair <= group_rows;
+      const std::int64_t end = row + (is_pair ? kPair : kHalfRows);
+      is_pair ? pixel_tiles<2, true, is_affine>(block, row, end, _mm256_setzero_si256())
+              : pixel_tiles<1, true, is_affine>(block, row, end, _mm256_setzero_si256());
+      row = end;
+    }
+    return;
+  }
+  std::int32_t channels[kHalfRows];
+  for (std::int64_t i = 0; i < kHalfRows; ++i) {
+    channels[i] = static_cast<std::int32_t>(i / group_rows * shape.group_channels());
+  }
+  const __m256i indices = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(channels));
+  // The rows of a cache line, whose channels stay in the first-level cache.
+  for (std::int64_t row = 0; row < shape.rows; row += kPair) {
+    pixel_tiles<1, false, is_affine>(block, row, std::min(row + kPair, shape.rows), indices);
+  }
 }
 
 void pixels(const GroupedConvBlock& block) {
-  if (block.args.shape.group_rows() % kHalfRows == 0) return pixels_of<true>(block);
+  if (block.shift != nullptr) return pixels_of<true>(block);
   pixels_of<false>(block);
 }
 
