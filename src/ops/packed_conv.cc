@@ -25,6 +25,9 @@ constexpr std::int64_t kFewProducts = 1 << 22;
 // rows, but for depthwise ones; or where ATen's call takes longer than its products.
 constexpr std::int64_t kThinGroup = 4;
 constexpr std::int64_t kFewGroupedProducts = 1 << 18;
+// And in planes of one group, with weights of up to so many elements, and columns.
+constexpr std::int64_t kThinWeight = 1 << 14;
+constexpr std::int64_t kThinColumns = 160;
 
 using kernels::ChannelOrder;
 using kernels::ConvShape;
@@ -225,7 +228,10 @@ ConvWay conv_way(const ConvShape& shape, at::MemoryFormat format) {
   }
   if (positions <= kernels::kFewCanonicalTokens) return ConvWay::kPatches;
   const bool gains = weight >= kLargeShare * positions || positions * weight <= kFewProducts;
-  return gains ? ConvWay::kDirect : ConvWay::kAten;
+  if (gains) return ConvWay::kDirect;
+  const bool is_thin = order_of(format) == ChannelOrder::kPlanes && weight <= kThinWeight &&
+                       shape.columns() <= kThinColumns;
+  return is_thin ? ConvWay::kGrouped : ConvWay::kAten;
 }
 
 at::Tensor direct_convolution(const PackedWeight& weight, std::int64_t begin,
