@@ -50,12 +50,15 @@ class Layer:
 
 LAYERS = (
     Layer("stem 7x7", 3, 224, 64, kernel=7, stride=2),
+    Layer("stem 3x3, stride 2", 3, 224, 32, stride=2),
     Layer("3x3 of 64 at 56", 64, 56, 64),
     Layer("3x3 64 to 128, stride 2", 64, 56, 128, stride=2),
     Layer("3x3 of 128 at 28", 128, 28, 128),
     Layer("3x3 of 256 at 14", 256, 14, 256),
     Layer("3x3 of 512 at 14", 512, 14, 512),
     Layer("3x3 of 512 at 7", 512, 7, 512),
+    Layer("1x1 16 to 96 at 112", 16, 112, 96, kernel=1),
+    Layer("1x1 96 to 24 at 56", 96, 56, 24, kernel=1),
     Layer("1x1 64 to 256 at 56", 64, 56, 256, kernel=1),
     Layer("1x1 256 to 1024 at 14", 256, 14, 1024, kernel=1),
     Layer("1x1 1024 to 2048 at 14", 1024, 14, 2048, kernel=1),
@@ -63,6 +66,8 @@ LAYERS = (
     Layer("3x3 of 8 at 4", 8, 4, 8),
     Layer("3x3 of 128 at 28, 32 groups", 128, 28, 128, groups=32),
     Layer("3x3 depthwise of 144 at 56", 144, 56, 144, groups=144),
+    Layer("3x3 depthwise of 96 at 112, stride 2", 96, 112, 96, stride=2, groups=96),
+    Layer("5x5 depthwise of 672 at 14", 672, 14, 672, kernel=5, groups=672),
     Layer("3x3 of 64 at 56, batch 8", 64, 56, 64, batch=8),
 )
 QUICK_LAYERS = (Layer("3x3", 16, 8, 32), Layer("3x3 depthwise", 32, 8, 32, groups=32))
@@ -80,6 +85,7 @@ SCHEMES = (
     "torch/Conv2d",
     "quantal/QConv2d-qint8",
     "quantal/QConv2d-qint4",
+    "quantal/QConv2d-qint8-a8",
 )
 
 
@@ -161,13 +167,13 @@ def calls(layer: Layer, memory_format: Any) -> tuple[dict[str, Call], Any]:
     }
     for q in ("qint8", "qint4", "qint2"):
         found[f"quantal/{q}-static"] = static(q)
-    for name, module in modules(layer, w, bias, memory_format).items():
+    for name, module in modules(layer, w, bias, x).items():
         found[name] = lambda module=module: module(x)
     return found, exact
 
 
-def modules(layer: Layer, weight: Any, bias: Any, memory_format: Any) -> dict[str, Any]:
-    """The float module and frozen quantized copies of it."""
+def modules(layer: Layer, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
+    """The float module and frozen quantized copies of it, those of int8 activations for x."""
     import quantal
     import torch
 
@@ -175,14 +181,22 @@ def modules(layer: Layer, weight: Any, bias: Any, memory_format: Any) -> dict[st
         sides = (layer.kernel, layer.stride, layer.padding)
         module = torch.nn.Conv2d(layer.channels, layer.rows, *sides, groups=layer.groups)
         module.load_state_dict({"weight": weight, "bias": bias})
-        return torch.nn.Sequential(module.to(memory_format=memory_format))
+        is_last = x.is_contiguous(memory_format=torch.channels_last)
+        order = torch.channels_last if is_last else torch.contiguous_format
+        return torch.nn.Sequential(module.to(memory_format=order))
 
     found = {"torch/Conv2d": make()[0]}
-    for q in ("qint8", "qint4"):
+    for name, q, activations in (
+        ("qint8", "qint8", None),
+        ("qint4", "qint4", None),
+        ("qint8-a8", "qint8", "qint8"),
+    ):
         model = make()
-        quantal.quantize(model, weights=q)
+        quantal.quantize(model, weights=q, activations=activations)
+        with quantal.Calibration():
+            model(x)
         quantal.freeze(model)
-        found[f"quantal/QConv2d-{q}"] = model[0]
+        found[f"quantal/QConv2d-{name}"] = model[0]
     return found
 
 
@@ -239,8 +253,8 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         f"Milliseconds, and how many times as fast as {REFERENCE}, modules of Python as "
         "torch/Conv2d; batch 1 where nothing else is said. qint8, qint4: float activations. "
-        "static, dynamic: int8 activations, quantized within the time. fbgemm: activations of 7 "
-        "bits, as torch.ao has them: its sums saturate with 8.",
+        "static, dynamic, a8: int8 activations, quantized within the time. fbgemm: activations of "
+        "7 bits, as torch.ao has them: its sums saturate with 8.",
         "",
     ]
     results = document["results"]
