@@ -166,14 +166,20 @@ ConvShape draw_shape(Bytes& bytes) {
   ConvShape shape{.batch = 1 + bytes.below(2), .groups = 1 + bytes.below(3)};
   shape.channels = shape.groups * (1 + bytes.below(12));
   shape.rows = shape.groups * (1 + bytes.below(20));
-  if (bytes.one_in(3)) shape.groups = shape.rows = shape.channels;
+  if (bytes.one_in(3)) {
+    // Whole registers of channels, or any.
+    if (bytes.one_in(2)) shape.channels = 8 * (1 + bytes.below(5));
+    shape.groups = shape.rows = shape.channels;
+  }
+  constexpr std::int64_t kMostTaps[] = {2, 4, 7}, kMorePixels[] = {4, 4, 24};
   for (int i = 0; i < 3; ++i) {
-    shape.kernel[i] = i == 0 ? 1 + bytes.below(2) : 1 + bytes.below(4);
+    shape.kernel[i] = 1 + bytes.below(kMostTaps[i]);
     shape.stride[i] = 1 + bytes.below(3);
     shape.padding[i] = bytes.below(3);
     shape.dilation[i] = 1 + bytes.below(2);
     const std::int64_t reach = shape.dilation[i] * (shape.kernel[i] - 1) + 1;
-    shape.input[i] = std::max<std::int64_t>(1, reach - 2 * shape.padding[i]) + bytes.below(4);
+    shape.input[i] =
+        std::max<std::int64_t>(1, reach - 2 * shape.padding[i]) + bytes.below(kMorePixels[i]);
   }
   return shape;
 }

@@ -41,7 +41,7 @@ void sum_taps(const GroupedConvBlock& block, const float* x, const float* weight
 
 void run_channels(const GroupedConvBlock& block) {
   const std::int64_t row = block.at.row;
-  const float* weight = block.weight + row * block.args.shape.taps();
+  const float* weight = block.rows.weight + row * block.args.shape.taps();
   const auto* const end = block.plan.runs() + block.plan.runs_of(block.at);
   for (const auto* run = block.plan.runs(); run < end; ++run) {
     for (std::int64_t i = 0; i < run->count; ++i) {
@@ -50,10 +50,10 @@ void run_channels(const GroupedConvBlock& block) {
                x_sums);
       const std::int64_t to = block.begin + (run->position + i) * block.position_step;
       for (std::int64_t c = 0; c < block.at.rows; ++c) {
-        float sum = std::fma(sums[c], block.scale[row + c], 0.0F);
-        if (block.shift != nullptr) sum = std::fma(x_sums[c], -block.shift[row + c], sum);
+        float sum = std::fma(sums[c], block.rows.scale[row + c], 0.0F);
+        if (block.rows.shift != nullptr) sum = std::fma(x_sums[c], -block.rows.shift[row + c], sum);
         store_float(block.y, to + c * block.row_step, block.args.type,
-                    std::fma(sum, block.x_scale, block.bias[row + c]));
+                    std::fma(sum, block.x_scale, block.rows.bias[row + c]));
       }
     }
   }

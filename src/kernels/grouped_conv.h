@@ -10,16 +10,22 @@
 /// matrix product. Of floats, or of codes, whose sums fp32 holds exactly.
 namespace quantal::kernels {
 
+/// What belongs to each row of a weight, in fp32: as many as rows, and for lanes that are rows or
+/// channels as a multiple of 8.
+struct ConvRows {
+  /// (rows, taps, channels of a group); but for kPositions (rows / kVector, …, kVector).
+  const float* weight;
+  /// Ones and zeros where there are none, but a null shift.
+  const float *scale, *shift, *bias;
+};
+
 /// One block of a convolution.
 struct GroupedConvBlock {
   const GroupedConvArgs& args;
   const GroupedConvPlan& plan;
   GroupedConvPlan::Block at;
   const float* input;
-  /// (rows, taps, channels of a group); but for kPositions (rows / kVector, …, kVector).
-  const float* weight;
-  /// As many as rows of `weight`: ones and zeros where there are none, but a null shift.
-  const float *scale, *shift, *bias;
+  ConvRows rows;
   float x_scale;
   void* y;  ///< of args.type
   /// Where row at.row goes at the block's first position, and how far the next row's and the next
@@ -34,13 +40,14 @@ struct DepthwiseLine {
 
   const GroupedConvArgs& args;
   std::int64_t sample, depth, line;
-  const float *weight, *scale, *shift, *bias;  ///< as those of a block
+  ConvRows rows;
   float x_scale;
   float* y;  ///< (positions of the line, channels)
 };
 
-/// Multiplies, column by column, and adds in fp32; the sum of floats is rounded once more, to
-/// args.type. The same bits for any number of threads and in either order.
+/// y[r] = x · (scale[r] · Σ w x - shift[r] · Σ x) + bias[r]: products are added in fp32, column by
+/// column, and the result is rounded to args.type. The same bits for any number of threads and, of
+/// finite weights, in either order.
 struct GroupedConvKernel {
   GroupedConvReader floats, codes;
   /// By GroupedLanes; null where there is none.

@@ -6,16 +6,20 @@ namespace quantal::kernels {
 namespace {
 
 constexpr std::int64_t kVector = GroupedConvPlan::kVector;
-// Floats of a block, and blocks among which threads divide a call: fewer lines are read twice.
+// Floats of a block, and blocks among which threads divide a call: with fewer, lines are read by
+// two blocks less often.
 constexpr std::int64_t kBlockFloats = 1 << 17;
-constexpr std::int64_t kBlocks = 4;
+constexpr std::int64_t kBlocks = 16;
+// Rows that kernels compute together.
+constexpr std::int64_t kRowsTogether = 4, kLaneRowsTogether = 16;
 
 std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 
 }  // namespace
 
 GroupedLanes lanes_of(const ConvShape& shape, ChannelOrder order) {
-  if (shape.is_depthwise()) return GroupedLanes::kChannels;
+  const bool is_wide = order == ChannelOrder::kLast || shape.channels > kVector / 2;
+  if (shape.is_depthwise() && is_wide) return GroupedLanes::kChannels;
   return order == ChannelOrder::kPlanes ? GroupedLanes::kPositions : GroupedLanes::kRows;
 }
 
@@ -33,6 +37,12 @@ GroupedConvPlan::GroupedConvPlan(const GroupedConvArgs& args)
     groups_ = divide_up(shape_.channels, kVector), group_rows_ = kVector;
   }
   lay_out_lines();
+  divide();
+  find_runs();
+  find_columns();
+}
+
+void GroupedConvPlan::divide() {
   // What lies together is read and written by several blocks: while it is in the cache.
   const bool shares_pixels = lanes_ == GroupedLanes::kChannels && order_ == ChannelOrder::kLast;
   const std::int64_t line_floats =
@@ -40,12 +50,19 @@ GroupedConvPlan::GroupedConvPlan(const GroupedConvArgs& args)
   const std::int64_t tap_lines = (shape_.kernel[1] - 1) * shape_.dilation[1];
   const std::int64_t fitting = (kBlockFloats / line_floats - tap_lines - 1) / shape_.stride[1] + 1;
   const std::int64_t most = std::clamp<std::int64_t>(fitting, 1, size_[1]);
-  const std::int64_t wanted = divide_up(kBlocks, shape_.batch * groups_ * size_[0]);
-  parts_ = std::min(std::max(divide_up(size_[1], most), wanted), size_[1]);
-  lines_ = divide_up(size_[1], parts_);
+  // No fewer lines than are read by two blocks.
+  const std::int64_t least = std::max<std::int64_t>(1, tap_lines / shape_.stride[1]);
+  const std::int64_t outer = shape_.batch * groups_ * size_[0];
+  const std::int64_t wanted = std::min(divide_up(kBlocks, outer), divide_up(size_[1], least));
+  lines_ = divide_up(size_[1], std::min(std::max(divide_up(size_[1], most), wanted), size_[1]));
   parts_ = divide_up(size_[1], lines_);
-  find_runs();
-  find_columns();
+  const bool is_lane = lanes_ == GroupedLanes::kRows;
+  const std::int64_t together =
+      lanes_ == GroupedLanes::kChannels ? kVector : (is_lane ? kLaneRowsTogether : kRowsTogether);
+  const std::int64_t tiles = divide_up(group_rows_, together);
+  const std::int64_t row_parts = std::min(divide_up(kBlocks, outer * parts_), tiles);
+  block_rows_ = divide_up(tiles, row_parts) * together;
+  row_parts_ = divide_up(group_rows_, block_rows_);
 }
 
 void GroupedConvPlan::lay_out_lines() {
@@ -95,16 +112,20 @@ void GroupedConvPlan::find_columns() {
 }
 
 GroupedConvPlan::Block GroupedConvPlan::block(std::int64_t index) const {
+  const std::int64_t row_part = index % row_parts_;
+  index /= row_parts_;
   const std::int64_t inner = index % (shape_.batch * groups_),
                      outer = index / (shape_.batch * groups_);
-  const std::int64_t line = outer % parts_ * lines_, row = inner % groups_ * group_rows_;
+  const std::int64_t line = outer % parts_ * lines_, group = inner % groups_;
+  const std::int64_t row = group * group_rows_ + row_part * block_rows_;
+  const std::int64_t end = std::min((group + 1) * group_rows_, shape_.rows);
   return {.sample = inner / groups_,
-          .group = inner % groups_,
+          .group = group,
           .depth = outer / parts_,
           .line = line,
           .lines = std::min(lines_, size_[1] - line),
           .row = row,
-          .rows = std::min(group_rows_, shape_.rows - row)};
+          .rows = std::min(block_rows_, end - row)};
 }
 
 std::int64_t GroupedConvPlan::slack() const {
@@ -115,7 +136,7 @@ std::int64_t GroupedConvPlan::block_floats() const {
   return planes_ * shape_.kernel[0] * slice() + std::max(slack(), shape_.input[2]);
 }
 
-std::int64_t GroupedConvPlan::block_results() const { return group_rows_ * lines_ * size_[2]; }
+std::int64_t GroupedConvPlan::block_results() const { return block_rows_ * lines_ * size_[2]; }
 
 template <typename Visit>
 void GroupedConvPlan::for_lines(const Block& block, float* to, const Visit& visit) const {

@@ -10,14 +10,14 @@
 /// What a convolution in groups (grouped_conv.h) is of, and how a call is divided into blocks.
 namespace quantal::kernels {
 
-/// What codes stand for: y[r] = x · (scale[r] · Σ w x - shift[r] · Σ x) + bias[r].
-struct ConvScales {
-  const float* x = nullptr;      ///< one a sample; NaN: so is its output
-  const float* scale = nullptr;  ///< (rows)
-  const float* shift = nullptr;  ///< (rows), or null
+/// What x and weight are where they have codes.
+struct ConvCodes {
+  const PackedLayout* layout = nullptr;  ///< int8, int4 or int2, of one group a row
+  const std::byte* weight = nullptr;     ///< packed
+  const float* x_scales = nullptr;       ///< one a sample; NaN: so is its output
   /// y is int8 codes of this scale, to which numbers of the convolution's type are rounded as
   /// quantize_codes() does.
-  std::optional<float> y;
+  std::optional<float> y_scale;
 };
 
 /// Arguments of a convolution. Checked by the caller: kernels trust them.
@@ -26,21 +26,21 @@ struct GroupedConvArgs {
   static constexpr std::int64_t kMostCodes = 1 << 10;
 
   ConvShape shape;
-  const float* weight = nullptr;               ///< (rows, shape.columns())
+  const float* weight = nullptr;               ///< (rows, shape.columns()), but of codes
   FloatType type = FloatType::kF32;            ///< of x, y and bias
   ChannelOrder order = ChannelOrder::kPlanes;  ///< of x and y
   const void* x = nullptr;                     ///< (batch, channels, pixels), or in the other order
   void* y = nullptr;           ///< (batch, shape.rows, positions), or in the other order
   const void* bias = nullptr;  ///< (rows), or null
-  /// x is int8 codes, and weight has codes; null for floats.
+  /// x is int8 codes, and the weight is packed; null for floats.
   /// Precondition: shape.columns() <= kMostCodes.
-  const ConvScales* scales = nullptr;
+  const ConvCodes* codes = nullptr;
 };
 
 /// What the lanes of a register hold: kVector of
 enum class GroupedLanes : std::uint8_t {
   kPositions,  ///< the positions of a line; of planes
-  kRows,       ///< the rows of several groups; where the channels of a pixel lie together
+  kRows,       ///< the rows of one group or several; where the channels of a pixel lie together
   kChannels,   ///< the channels of a depthwise convolution, in either order
 };
 GroupedLanes lanes_of(const ConvShape& shape, ChannelOrder order);
@@ -62,8 +62,8 @@ struct GroupedConvReader {
 };
 
 /// Divides a call into blocks whose input fits the cache. A block is some lines of the output, of
-/// one sample and depth; of one group (kPositions), all (kRows), or kVector channels. What it reads
-/// is copied as fp32, with zeros in the padding:
+/// one sample and depth; some rows of one group (kPositions), of all (kRows), or kVector channels.
+/// What it reads is copied as fp32, with zeros in the padding:
 ///
 ///   kPositions   (channels, kernel depth, lines, phases, pixels), where a phase has the pixels of
 ///                a line that are a stride apart
@@ -72,7 +72,7 @@ struct GroupedConvReader {
 class GroupedConvPlan {
  public:
   /// Positions, or rows, that are computed together. Kernels read as many numbers from anywhere in
-  /// a block.
+  /// a block; as many positions where lanes are channels.
   static constexpr std::int64_t kVector = 8;
 
   explicit GroupedConvPlan(const GroupedConvArgs& args);
@@ -82,7 +82,7 @@ class GroupedConvPlan {
     std::int64_t line = 0, lines = 0;  ///< of the output
     std::int64_t row = 0, rows = 0;    ///< of the weight
   };
-  std::int64_t blocks() const { return shape_.batch * groups_ * size_[0] * parts_; }
+  std::int64_t blocks() const { return shape_.batch * groups_ * size_[0] * parts_ * row_parts_; }
   Block block(std::int64_t index) const;
 
   /// Floats that a block takes, and results that it has.
@@ -118,6 +118,7 @@ class GroupedConvPlan {
   }
   std::int64_t slice() const { return input_lines() * line_; }
   void lay_out_lines();
+  void divide();
   void find_runs();
   void find_columns();
   /// Calls visit(line, to) for each line of a block: its index among those of the block's planes,
@@ -138,13 +139,14 @@ class GroupedConvPlan {
   ConvShape::Extent size_;
   ChannelOrder order_;
   GroupedLanes lanes_;
-  std::int64_t groups_, group_rows_;    ///< of which one is a block's
-  std::int64_t planes_;                 ///< that a block reads
-  std::int64_t phases_, phase_;         ///< of a line in planes, and pixels in each
-  std::int64_t pixel_, position_step_;  ///< floats from pixel to pixel
-  std::int64_t line_;                   ///< floats from line to line
-  std::int64_t before_, pixels_;        ///< padding in front of a line, and pixels that it reads
-  std::int64_t parts_, lines_;          ///< of a depth of the output; most lines of a block
+  std::int64_t groups_, group_rows_;     ///< of which one is a block's, and its rows
+  std::int64_t row_parts_, block_rows_;  ///< into which those are divided
+  std::int64_t planes_;                  ///< that a block reads
+  std::int64_t phases_, phase_;          ///< of a line in planes, and pixels in each
+  std::int64_t pixel_, position_step_;   ///< floats from pixel to pixel
+  std::int64_t line_;                    ///< floats from line to line
+  std::int64_t before_, pixels_;         ///< padding in front of a line, and pixels that it reads
+  std::int64_t parts_, lines_;           ///< of a depth of the output; most lines of a block
   std::vector<Run> runs_;
   std::vector<std::int64_t> columns_;
 };

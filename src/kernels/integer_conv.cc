@@ -225,8 +225,8 @@ bool conv_by_patches(Isa isa, const IntegerConvArgs& args, const std::int8_t* co
 
 bool integer_conv(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {
   if (args.shape.batch * args.shape.positions() * args.shape.rows == 0) return true;
-  if (has_grouped(isa, args.shape, *args.layout, args.order)) {
-    return conv_grouped(isa, args, parallel_for);
+  if (goes_without_patches(isa, args.shape, *args.layout, args.order)) {
+    return conv_without_patches(isa, args, parallel_for);
   }
   const bool reorders = patch_order(args.shape) != args.order && !orders_agree(args.shape);
   const std::int64_t size = args.shape.batch * args.shape.channels * args.shape.pixels();

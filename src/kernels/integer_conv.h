@@ -38,10 +38,10 @@ QUANTAL_API bool integer_conv(Isa isa, const IntegerConvArgs& args,
                               const ParallelFor& parallel_for = serial_for);
 
 /// Whether it goes without patches, which takes less time (kernels/grouped_conv.h).
-QUANTAL_API bool has_grouped(Isa isa, const ConvShape& shape, const PackedLayout& layout,
-                             ChannelOrder order);
+QUANTAL_API bool goes_without_patches(Isa isa, const ConvShape& shape, const PackedLayout& layout,
+                                      ChannelOrder order);
 
-// That way. Precondition: has_grouped().
-bool conv_grouped(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for);
+/// That way. Precondition: goes_without_patches().
+bool conv_without_patches(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for);
 
 }  // namespace quantal::kernels

@@ -103,7 +103,8 @@ bool is_cpu_activation(const at::Tensor& x) {
 }
 
 std::optional<at::Tensor> int8_codes(const at::Tensor& x, float scale) {
-  const at::Tensor dense = x.is_non_overlapping_and_dense() ? x : x.contiguous();
+  const at::Tensor dense =
+      x.is_non_overlapping_and_dense() ? x : x.contiguous(x.suggest_memory_format());
   at::Tensor codes = at::empty_like(dense, dense.options().dtype(at::kChar));
   const bool all_have_codes = kernels::quantize_codes(
       kernel_isa(), dense.const_data_ptr(), *float_type(dense.scalar_type()), dense.numel(), scale,

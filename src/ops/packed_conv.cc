@@ -21,8 +21,11 @@ constexpr std::int64_t kLargeWeight = 1 << 15;
 // longer than its products.
 constexpr std::int64_t kLargeShare = 96;
 constexpr std::int64_t kFewProducts = 1 << 22;
+// Rows of a group from which on products of codes make up for writing patches; below, rounding the
+// input and ATen's float convolution take less time.
+constexpr std::int64_t kIntegerRows = 64;
 // Where kernels::grouped_conv() takes less time than ATen: groups of up to so many channels and
-// rows, but for depthwise ones; or where ATen's call takes longer than its products.
+// rows; or where ATen's call takes longer than its products.
 constexpr std::int64_t kThinGroup = 4;
 constexpr std::int64_t kFewGroupedProducts = 1 << 18;
 // And in planes of one group, with weights of up to so many elements, and columns.
@@ -198,9 +201,15 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
   return all_have_codes ? y : at::Tensor();
 }
 
-bool goes_without_patches(const ConvShape& shape, const WeightCodes& weight, const at::Tensor& x) {
+bool gains_from_codes(const ConvShape& shape, const WeightCodes& weight) {
+  if (shape.group_rows() >= kIntegerRows) return true;
+  const Isa isa = kernel_isa();
+  // Elsewhere it was not measured beside ATen.
+  if (kernels::find_grouped_conv(isa, {}, ChannelOrder::kPlanes) == nullptr) return false;
   const kernels::PackedLayout layout(CanonicalPointers(weight).spec);
-  return kernels::has_grouped(kernel_isa(), shape, layout, order_of(x));
+  // In one order or the other, so that both round the same.
+  return kernels::goes_without_patches(isa, shape, layout, ChannelOrder::kPlanes) ||
+         kernels::goes_without_patches(isa, shape, layout, ChannelOrder::kLast);
 }
 
 namespace {

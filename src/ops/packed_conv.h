@@ -47,10 +47,10 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
                                at::ScalarType dtype, const at::Tensor& bias,
                                std::optional<float> output_scale = std::nullopt);
 
-/// Whether integer_convolution() of that weight and an input like x writes no patches, which takes
-/// less time. Precondition: PackedWeight::takes(weight).
-bool goes_without_patches(const kernels::ConvShape& shape, const WeightCodes& weight,
-                          const at::Tensor& x);
+/// Whether integer_convolution() takes less time than rounding the input and a float convolution,
+/// where the weight has to be packed first (benchmarks/conv.py). Precondition:
+/// PackedWeight::takes(weight), its type is an integer.
+bool gains_from_codes(const kernels::ConvShape& shape, const WeightCodes& weight);
 
 /// How a weight-only convolution runs.
 enum class ConvWay : std::uint8_t {

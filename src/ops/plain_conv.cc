@@ -54,18 +54,13 @@ std::optional<SampleCodes> codes_of(const at::Tensor& x, const MaybeTensor& scal
   return SampleCodes{*codes, scale->to(at::kFloat).reshape({1}).expand({x.size(0)})};
 }
 
-// Rows of a group from which on products of codes make up for writing patches; below, rounding the
-// input and torch's float convolution take less time (benchmarks/conv.py).
-constexpr std::int64_t kIntegerRows = 64;
-
 // By products of codes; nothing where kernels do not take it or floats take less time.
 std::optional<at::Tensor> integer_result(const at::Tensor& x, const WeightCodes& weight,
                                          const ConvParams& params, const MaybeTensor& x_scale,
                                          const at::Tensor& bias) {
   const auto shape = conv_shape(x.sizes(), weight.sizes, params);
   if (!shape || weight.qtype.is_floating_point || !PackedWeight::takes_activations(x) ||
-      !PackedWeight::takes(weight) ||
-      (shape->group_rows() < kIntegerRows && !goes_without_patches(*shape, weight, x))) {
+      !PackedWeight::takes(weight) || !gains_from_codes(*shape, weight)) {
     return std::nullopt;
   }
   const auto codes = codes_of(x, x_scale);

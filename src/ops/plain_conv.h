@@ -8,7 +8,7 @@ namespace quantal {
 /// dtype and memory format. x (batch, channels, …); the weight's parts are those of shape `sizes`
 /// (out, channels / groups, …). The other arguments are those of linear_op(); without an
 /// `input_scale`, activations have one scale a sample. Integer weights and qint8 activations
-/// multiply as integers from 64 rows a group on; otherwise their float values do.
+/// multiply as integers where gains_from_codes(); otherwise their float values do.
 at::Tensor convolution_op(const at::Tensor& x, const at::Tensor& data, const at::Tensor& scale,
                           const MaybeTensor& shift, const MaybeTensor& bias, c10::string_view qtype,
                           std::int64_t group_size, at::IntArrayRef sizes, at::IntArrayRef stride,

@@ -209,13 +209,14 @@ struct ConvProblem {
   }
 
   /// As codes; nothing where the kernel says that there is a NaN.
-  std::optional<std::vector<std::int8_t>> run_to_codes(Isa isa, float y_scale) {
+  std::optional<std::vector<std::int8_t>> run_to_codes(
+      Isa isa, float y_scale, const ParallelFor& parallel_for = serial_for) {
     const std::int64_t count = size() / size_of(c.type);
     const GuardedBytes out(count, c.edge);
     IntegerConvArgs call = args();
     call.y = out.data();
     call.y_scale = y_scale;
-    if (!integer_conv(isa, call)) return std::nullopt;
+    if (!integer_conv(isa, call, parallel_for)) return std::nullopt;
     const auto* first = reinterpret_cast<const std::int8_t*>(out.data());
     return std::vector<std::int8_t>(first, first + count);
   }

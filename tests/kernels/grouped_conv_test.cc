@@ -103,6 +103,15 @@ std::vector<ConvShape> grouped_shapes() {
        .input = {1, 300, 310},
        .kernel = {1, 3, 3},
        .padding = {0, 1, 1}},
+      // One line of one group, and more lines of the kernel than are read where they lie.
+      {.channels = 2, .rows = 37, .input = {1, 1, 200}, .kernel = {1, 1, 5}, .padding = {0, 0, 2}},
+      {.channels = 16, .rows = 16, .groups = 16, .input = {1, 18, 9}, .kernel = {1, 17, 3}},
+      {.channels = 16,
+       .rows = 16,
+       .groups = 16,
+       .input = {3, 7, 12},
+       .kernel = {3, 6, 3},
+       .padding = {1, 0, 1}},
       {.channels = 192,
        .rows = 96,
        .groups = 12,
@@ -193,17 +202,8 @@ struct GroupedConvProblem {
   }
 };
 
-std::vector<Isa> isas_with_kernel() {
-  std::vector<Isa> found;
-  for (const Isa isa : supported_isas()) {
-    if (find_grouped_conv(isa, {}, ChannelOrder::kPlanes) != nullptr) found.push_back(isa);
-  }
-  return found;
-}
-
 class GroupedConv : public testing::TestWithParam<Isa> {};
-GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GroupedConv);
-INSTANTIATE_TEST_SUITE_P(EveryIsa, GroupedConv, testing::ValuesIn(isas_with_kernel()),
+INSTANTIATE_TEST_SUITE_P(EveryIsa, GroupedConv, testing::ValuesIn(supported_isas()),
                          [](const auto& info) { return std::string(isa_name(info.param)); });
 
 TEST_P(GroupedConv, sums_as_fp64_does_with_the_same_bits_in_either_order_on_any_threads) {
@@ -214,6 +214,7 @@ TEST_P(GroupedConv, sums_as_fp64_does_with_the_same_bits_in_either_order_on_any_
       if (!sample.takes_next()) continue;
       edge = edge == Edge::kLast ? Edge::kFirst : Edge::kLast;
       ConvCase c{.shape = shape, .type = type, .edge = edge};
+      if (find_grouped_conv(GetParam(), shape, c.order) == nullptr) continue;
       const GroupedConvProblem planes(c);
       const auto one = planes.run(GetParam());
       ASSERT_NO_FATAL_FAILURE(planes.expect_right());
@@ -233,7 +234,10 @@ TEST_P(GroupedConv, either_order_has_the_same_bits) {
   for (const ConvShape& shape : grouped_shapes()) {
     const GroupedConvProblem planes({.shape = shape});
     const GroupedConvProblem pixels({.shape = shape, .order = ChannelOrder::kLast});
-    if (find_grouped_conv(GetParam(), shape, ChannelOrder::kLast) == nullptr) continue;
+    if (find_grouped_conv(GetParam(), shape, ChannelOrder::kPlanes) == nullptr ||
+        find_grouped_conv(GetParam(), shape, ChannelOrder::kLast) == nullptr) {
+      continue;
+    }
     for (std::int64_t n = 0; n < shape.batch; ++n) {
       for (std::int64_t p = 0; p < shape.pixels(); ++p) {
         for (std::int64_t ch = 0; ch < shape.channels; ++ch) {
@@ -265,6 +269,7 @@ TEST_P(GroupedConv, an_infinity_stays_in_its_group_and_in_the_positions_that_rea
                                                .kernel = {1, 3, 3},
                                                .padding = {0, 1, 1}},
                                      .order = order});
+      if (find_grouped_conv(GetParam(), call.shape, order) == nullptr) continue;
       // The first pixel of the second sample.
       store_float(call.x.data(), call.c.input_index(1, 2, 0), FloatType::kF32,
                   std::numeric_limits<float>::infinity());
@@ -285,16 +290,38 @@ TEST_P(GroupedConv, an_infinity_stays_in_its_group_and_in_the_positions_that_rea
   }
 }
 
+// However a call's lines lie.
+TEST_P(GroupedConv, divides_among_threads) {
+  const std::vector<ConvShape> shapes = {
+      {.channels = 1, .rows = 64, .input = {1, 1, 4000}, .kernel = {1, 1, 9}},
+      {.channels = 3, .rows = 32, .input = {1, 64, 64}, .kernel = {1, 3, 3}},
+      {.channels = 256, .rows = 256, .groups = 256, .input = {1, 1, 500}, .kernel = {1, 1, 3}},
+  };
+  for (const ConvShape& shape : shapes) {
+    for (const ChannelOrder order : {ChannelOrder::kPlanes, ChannelOrder::kLast}) {
+      const GroupedConvProblem call({.shape = shape, .order = order});
+      if (find_grouped_conv(GetParam(), shape, order) == nullptr) continue;
+      std::int64_t blocks = 0;
+      call.run(GetParam(), [&](std::int64_t count, const auto& body) {
+        blocks = count;
+        body(0, count);
+      });
+      // 64 rows are four times 16 where lanes are rows.
+      EXPECT_GE(blocks, order == ChannelOrder::kLast ? 4 : 16) << call.c.name();
+    }
+  }
+}
+
 TEST_P(GroupedConv, takes_no_bias_and_empty_batches) {
   const GroupedConvProblem call(
-      {.shape = {.channels = 2, .rows = 4, .groups = 2, .input = {1, 4, 4}}});
+      {.shape = {.channels = 8, .rows = 8, .groups = 8, .input = {1, 4, 4}}});
   std::fill_n(call.bias.data(), call.bias.size(), std::byte{0});
   const auto with_zeros = call.run(GetParam());
   GroupedConvArgs args = call.args();
   args.bias = nullptr;
   grouped_conv(GetParam(), args);
   EXPECT_EQ(std::memcmp(with_zeros.data(), call.y.data(), with_zeros.size()), 0);
-  EXPECT_TRUE(GroupedConvProblem({.shape = {.batch = 0, .channels = 2, .rows = 2}})
+  EXPECT_TRUE(GroupedConvProblem({.shape = {.batch = 0, .channels = 8, .rows = 8, .groups = 8}})
                   .run(GetParam())
                   .empty());
 }

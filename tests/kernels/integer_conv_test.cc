@@ -136,6 +136,32 @@ TEST_P(IntegerConv, of_extreme_codes_is_exact) {
   }
 }
 
+// Sums that fp32 holds just so, and those that it would round, of as many columns and one more.
+TEST_P(IntegerConv, of_extreme_codes_and_many_columns_is_exact) {
+  const auto [isa, qtype] = GetParam();
+  std::vector<ConvShape> shapes;
+  for (const std::int64_t width : {32, 33}) {
+    shapes.push_back(
+        {.channels = 9, .rows = 9, .groups = 9, .input = {1, 32, width}, .kernel = {1, 32, width}});
+    shapes.push_back({.channels = 32, .rows = 4, .input = {1, width, 8}, .kernel = {1, width, 1}});
+  }
+  for (const ConvShape& shape : shapes) {
+    for (const ChannelOrder order : {ChannelOrder::kPlanes, ChannelOrder::kLast}) {
+      ConvProblem call({.shape = shape, .qtype = qtype, .order = order});
+      std::fill_n(call.codes.data(), call.codes.size(), std::byte{0x80});
+      std::ranges::fill(call.weight.data, std::uint8_t{0x80});
+      // The first and the last product of the first sum are 1: fp32 would lose both.
+      const std::int64_t last = shape.pixels() - shape.output()[2];
+      call.codes.data()[call.c.input_index(0, 0, 0)] = std::byte{1};
+      call.codes.data()[call.c.input_index(0, shape.group_channels() - 1, last)] = std::byte{1};
+      call.weight.data[0] = 1;
+      if (qtype == QTypeId::kInt8) call.weight.data[shape.columns() - 1] = 1;
+      call.repack();
+      ASSERT_EQ(call.run(isa), call.expected()) << call.c.name();
+    }
+  }
+}
+
 TEST_P(IntegerConv, gives_the_same_bits_on_any_number_of_threads_and_in_any_blocks) {
   const auto [isa, qtype] = GetParam();
   // Blocks for every thread, one block that threads share, and several of those.
@@ -153,6 +179,24 @@ TEST_P(IntegerConv, gives_the_same_bits_on_any_number_of_threads_and_in_any_bloc
       const auto one = call.run(isa);
       EXPECT_EQ(one, call.run(isa, in_parts(4))) << call.c.name();
       EXPECT_EQ(one, call.expected()) << call.c.name();
+    }
+  }
+  for (const std::int64_t channels : {12, 16}) {
+    for (const std::int64_t groups : {channels, channels / 4}) {
+      for (const ChannelOrder order : {ChannelOrder::kPlanes, ChannelOrder::kLast}) {
+        ConvProblem call({.shape = {.batch = 2,
+                                    .channels = channels,
+                                    .rows = channels,
+                                    .groups = groups,
+                                    .input = {1, 19, 21},
+                                    .kernel = {1, 3, 3},
+                                    .padding = {0, 1, 1}},
+                          .qtype = qtype,
+                          .order = order});
+        EXPECT_EQ(call.run(isa, in_parts(3)), call.expected()) << call.c.name();
+        EXPECT_EQ(call.run_to_codes(isa, 0.4F, in_parts(3)), call.expected_codes(0.4F))
+            << call.c.name();
+      }
     }
   }
 }

@@ -121,7 +121,7 @@ def test_operators_of_quantizers(optimizer: str) -> None:
 def test_convolution_of_every_qtype(activations: str, scale: float | None) -> None:
     """test_convolution.py has other shapes."""
     step = None if scale is None else torch.tensor(scale)
-    sizes = [64 if activations else 6, 2, 3]  # from 64 rows on, codes are multiplied
+    sizes = [64 if activations else 6, 2, 3]  # so many rows multiply codes
     for qtype in QTYPES:
         x = torch.randn(2, 4, 9, requires_grad=True)
         weight, bias, latent = (

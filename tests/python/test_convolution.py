@@ -30,7 +30,7 @@ CASES = [
     Case((2, 3, 9, 8), (17, 3, 3, 3), (1, 1), (1, 1), (1, 1)),
     Case((1, 32, 7, 5), (6, 32, 1, 1), (2, 1), (0, 0), (1, 1)),
     Case((2, 6, 7, 7), (4, 3, 3, 2), (1, 2), (1, 0), (1, 1), 2),
-    # From 64 rows a group on, codes are multiplied.
+    # From 64 rows a group on, codes are multiplied on every processor.
     Case((2, 5, 9), (65, 5, 3), (1,), (1,), (1,)),
     Case((2, 3, 7, 6), (64, 3, 3, 3), (1, 2), (1, 1), (1, 1)),
     Case((1, 4, 5, 6), (128, 2, 2, 2), (1, 1), (0, 1), (1, 1), 2),
@@ -173,6 +173,29 @@ def test_is_sound_for_tracing(qtype: str, activations: str) -> None:
         latent = torch.randn(case.weight, requires_grad=True)
         arguments = (*parts(case, qtype), bias, qtype, 0, list(case.weight), *case.arguments())
         opcheck(ops.convolution, x, *arguments, latent, activations)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [3, 20, 48])
+def test_memory_formats_have_the_same_bits(rows: int, dtype: torch.dtype) -> None:
+    case = Case((2, 4, 9, 8), (rows, 4, 3, 3), (1, 1), (1, 1), (1, 1))
+    weight, x = parts(case, "qint8"), torch.randn(case.x).to(dtype)
+    last = x.contiguous(memory_format=torch.channels_last)
+    for scale in (None, torch.tensor(0.03)):
+        rest = (None, None, "qint8", scale)
+        y = call(case, last, "qint8", weight, *rest)
+        assert is_last(y)
+        assert torch.equal(y, call(case, x, "qint8", weight, *rest))
+
+
+def test_a_view_of_channels_last_keeps_its_memory_format() -> None:
+    case = Case((2, 8, 6, 7), (8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 8)
+    wide = torch.randn(2, 16, 6, 7).contiguous(memory_format=torch.channels_last)
+    x = wide[:, :8]
+    rest = (None, None, "qint8", torch.tensor(0.03))
+    y = call(case, x, "qint8", parts(case, "qint8"), *rest)
+    assert is_last(y)
+    assert torch.equal(y, call(case, x.contiguous(), "qint8", parts(case, "qint8"), *rest))
 
 
 def test_a_nan_spoils_what_it_reaches() -> None:

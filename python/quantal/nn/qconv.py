@@ -24,8 +24,8 @@ _convolution = overload(ops.convolution)
 
 class _QConv(QModuleMixin):
     """Inputs are quantized with one scale, or, at run time, with one a sample. Int8 activations and
-    integer weights multiply as integers where a group has 64 rows or more and the convolution is
-    not transposed; otherwise the weight is decoded for torch's convolution."""
+    integer weights multiply as integers where that takes less time and the convolution is not
+    transposed (docs/numerics.md); otherwise float values multiply."""
 
     scale_per_sample = True
     kernel_size: tuple[int, ...]

@@ -108,10 +108,10 @@ template <int width, int stride, bool is_affine>
 void run_channels(const GroupedConvBlock& block) {
   constexpr int kCount = kTogether<is_affine>;
   const std::int64_t row = block.at.row;
-  const float* const weight = block.weight + row * block.args.shape.taps();
-  const RowFactors factors{_mm256_load_ps(block.scale + row),
-                           is_affine ? _mm256_load_ps(block.shift + row) : _mm256_setzero_ps(),
-                           _mm256_load_ps(block.bias + row)};
+  const float* const weight = block.rows.weight + row * block.args.shape.taps();
+  const RowFactors factors{_mm256_load_ps(block.rows.scale + row),
+                           is_affine ? _mm256_load_ps(block.rows.shift + row) : _mm256_setzero_ps(),
+                           _mm256_load_ps(block.rows.bias + row)};
   const __m256 x_scale = _mm256_set1_ps(block.x_scale);
   const std::int64_t step = block.plan.position_step();
   const bool is_planes = block.args.order == ChannelOrder::kPlanes;
@@ -137,7 +137,7 @@ void run_channels(const GroupedConvBlock& block) {
 
 template <int width>
 void run_width(const GroupedConvBlock& block) {
-  const bool is_affine = block.shift != nullptr;
+  const bool is_affine = block.rows.shift != nullptr;
   if (block.args.shape.stride[2] == 1) {
     return is_affine ? run_channels<width, 1, true>(block) : run_channels<width, 1, false>(block);
   }

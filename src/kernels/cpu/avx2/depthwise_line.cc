@@ -67,9 +67,9 @@ class Line {
   }
 
   RowFactors factors(std::int64_t c) const {
-    return {_mm256_load_ps(line_.scale + c),
-            is_affine ? _mm256_load_ps(line_.shift + c) : _mm256_setzero_ps(),
-            _mm256_load_ps(line_.bias + c)};
+    return {_mm256_load_ps(line_.rows.scale + c),
+            is_affine ? _mm256_load_ps(line_.rows.shift + c) : _mm256_setzero_ps(),
+            _mm256_load_ps(line_.rows.bias + c)};
   }
 
   /// Positions [begin, end), `count` at a time and rather some twice than one by one. Tells where
@@ -87,7 +87,7 @@ class Line {
   void run_positions(std::int64_t w) const {
     const std::int64_t pixel = w * shape_.stride[2] - shape_.padding[2];
     const std::int64_t taps = shape_.kernel[2];
-    const float* weight = line_.weight;
+    const float* weight = line_.rows.weight;
     for (std::int64_t c = 0; c < channels_; c += kHalfRows) {
       Sums<is_affine, count> sums;
       for (std::int64_t t = 0; t < tap_lines_; ++t, weight += taps * kHalfRows) {
@@ -133,7 +133,7 @@ class Line {
   template <int count>
   void run_edge(const Edge& edge, std::int64_t c) const {
     const std::int64_t line_weight = shape_.kernel[2] * kHalfRows, next = shape_.taps() * kHalfRows;
-    const float* weight = line_.weight + c * shape_.taps();
+    const float* weight = line_.rows.weight + c * shape_.taps();
     Sums<is_affine, count> sums;
     for (std::int64_t t = 0; t < tap_lines_; ++t, weight += line_weight) {
       const std::int64_t step = tap_line_[t].step;
@@ -163,8 +163,8 @@ class Line {
 
 template <int width, int stride>
 void run(const DepthwiseLine& line) {
-  if (line.args.scales == nullptr) return Line<width, stride, false, float>(line).run();
-  if (line.shift != nullptr) return Line<width, stride, true, std::int8_t>(line).run();
+  if (line.args.codes == nullptr) return Line<width, stride, false, float>(line).run();
+  if (line.rows.shift != nullptr) return Line<width, stride, true, std::int8_t>(line).run();
   Line<width, stride, false, std::int8_t>(line).run();
 }
 

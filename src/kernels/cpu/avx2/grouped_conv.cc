@@ -39,7 +39,7 @@ inline void sum_planes(const GroupedConvBlock& block, std::int64_t row, const Ru
   const std::int64_t* const offsets = block.plan.columns().data();
   const float* begins[runs];
   QUANTAL_UNROLL for (int i = 0; i < runs; ++i) begins[i] = block.input + run[i].begin;
-  const float* weight = block.weight + row * columns;
+  const float* weight = block.rows.weight + row * columns;
   __m256 sums[rows][runs], x_sums[runs];
   QUANTAL_UNROLL for (int i = 0; i < runs; ++i) {
     x_sums[i] = _mm256_setzero_ps();
@@ -61,9 +61,9 @@ inline void sum_planes(const GroupedConvBlock& block, std::int64_t row, const Ru
   const __m256 x_scale = _mm256_set1_ps(block.x_scale);
   QUANTAL_UNROLL for (int r = 0; r < rows; ++r) {
     const RowFactors factors{
-        _mm256_broadcast_ss(block.scale + row + r),
-        is_affine ? _mm256_broadcast_ss(block.shift + row + r) : _mm256_setzero_ps(),
-        _mm256_broadcast_ss(block.bias + row + r)};
+        _mm256_broadcast_ss(block.rows.scale + row + r),
+        is_affine ? _mm256_broadcast_ss(block.rows.shift + row + r) : _mm256_setzero_ps(),
+        _mm256_broadcast_ss(block.rows.bias + row + r)};
     QUANTAL_UNROLL for (int i = 0; i < runs; ++i) {
       const std::int64_t at = at_position ? run[i].position : i * kHalfRows;
       _mm256_storeu_ps(to + r * plane + at,
@@ -112,7 +112,7 @@ void planes_of(const GroupedConvBlock& block) {
 }
 
 void planes(const GroupedConvBlock& block) {
-  if (block.shift != nullptr) return planes_of<true>(block);
+  if (block.rows.shift != nullptr) return planes_of<true>(block);
   planes_of<false>(block);
 }
 
@@ -137,7 +137,7 @@ template <int halves, bool is_one, bool is_affine>
   QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
     begins[i] = begin + std::min(first + i, run.count - 1) * step;
   }
-  const float* const weight = block.weight + row * columns;
+  const float* const weight = block.rows.weight + row * columns;
   __m256 sums[halves][kCount], x_sums[kCount];
   QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
     x_sums[i] = _mm256_setzero_ps();
@@ -161,9 +161,9 @@ template <int halves, bool is_one, bool is_affine>
   const __m256 x_scale = _mm256_set1_ps(block.x_scale);
   QUANTAL_UNROLL for (int h = 0; h < halves; ++h) {
     const std::int64_t r = row + h * kHalfRows;
-    const RowFactors factors{_mm256_load_ps(block.scale + r),
-                             is_affine ? _mm256_load_ps(block.shift + r) : _mm256_setzero_ps(),
-                             _mm256_load_ps(block.bias + r)};
+    const RowFactors factors{_mm256_load_ps(block.rows.scale + r),
+                             is_affine ? _mm256_load_ps(block.rows.shift + r) : _mm256_setzero_ps(),
+                             _mm256_load_ps(block.rows.bias + r)};
     QUANTAL_UNROLL for (int i = 0; i < kCount; ++i) {
       _mm256_storeu_ps(to + i * stride + h * kHalfRows,
                        factors.finish<is_affine>(sums[h][i], x_sums[i], x_scale));
@@ -176,7 +176,8 @@ void pixel_tile(const GroupedConvBlock& block, std::int64_t row, const Run& run,
                 __m256i indices) {
   constexpr int kCount = kPositions<halves, is_affine>, kRows = halves * kHalfRows;
   const std::int64_t rows = std::min<std::int64_t>(kRows, block.args.shape.rows - row);
-  const std::int64_t to = block.begin + (run.position + first) * block.position_step + row;
+  const std::int64_t to =
+      block.begin + (run.position + first) * block.position_step + row - block.at.row;
   const FloatType type = block.args.type;
   if (type == FloatType::kF32 && first + kCount <= run.count && rows == kRows) {
     return sum_pixels<halves, is_one, is_affine>(
@@ -210,10 +211,10 @@ void pixel_tiles(const GroupedConvBlock& block, std::int64_t row, std::int64_t e
 template <bool is_affine>
 void pixels_of(const GroupedConvBlock& block) {
   const ConvShape& shape = block.args.shape;
-  const std::int64_t group_rows = shape.group_rows();
+  const std::int64_t group_rows = shape.group_rows(), last = block.at.row + block.at.rows;
   constexpr std::int64_t kPair = 2 * kHalfRows;
   if (group_rows % kHalfRows == 0) {
-    for (std::int64_t row = 0; row < shape.rows;) {
+    for (std::int64_t row = block.at.row; row < last;) {
       const bool is_pair = row % group_rows + kPair <= group_rows;
       const std::int64_t end = row + (is_pair ? kPair : kHalfRows);
       is_pair ? pixel_tiles<2, true, is_affine>(block, row, end, _mm256_setzero_si256())
@@ -228,13 +229,13 @@ void pixels_of(const GroupedConvBlock& block) {
   }
   const __m256i indices = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(channels));
   // The rows of a cache line, whose channels stay in the first-level cache.
-  for (std::int64_t row = 0; row < shape.rows; row += kPair) {
-    pixel_tiles<1, false, is_affine>(block, row, std::min(row + kPair, shape.rows), indices);
+  for (std::int64_t row = block.at.row; row < last; row += kPair) {
+    pixel_tiles<1, false, is_affine>(block, row, std::min(row + kPair, last), indices);
   }
 }
 
 void pixels(const GroupedConvBlock& block) {
-  if (block.shift != nullptr) return pixels_of<true>(block);
+  if (block.rows.shift != nullptr) return pixels_of<true>(block);
   pixels_of<false>(block);
 }
 

@@ -25,7 +25,8 @@ struct RowFactors {
   }
 };
 
-/// Positions that are computed together where lanes are rows: sums of x take registers, too.
+/// Positions that are computed together where lanes are rows or channels: sums of x take registers,
+/// too.
 template <bool is_affine>
 constexpr int kTogether = is_affine ? kHalfRows / 2 : kHalfRows;
 

@@ -1,12 +1,8 @@
 // Integer convolutions in groups of few channels: fp32 holds their codes and sums exactly.
-#include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "kernels/grouped_conv.h"
 #include "kernels/integer_conv.h"
-#include "kernels/linear.h"
-#include "kernels/scratch.h"
 
 namespace quantal::kernels {
 namespace {
@@ -47,57 +43,10 @@ bool patches_take_longer(Isa isa, const ConvShape& shape, bool is_affine, Channe
   return patches > grouped;
 }
 
-// A packed weight of one group a row, unpacked.
-class FloatCodes {
- public:
-  explicit FloatCodes(const IntegerConvArgs& args)
-      : rows_(args.shape.rows),
-        columns_(args.shape.columns()),
-        codes_(rows_ * columns_),
-        scale_(rows_),
-        shift_(rows_),
-        is_affine_(args.layout->is_affine()) {
-    const PackedLayout& layout = *args.layout;
-    for (std::int64_t first = 0; first < rows_; first += kTileRows) {
-      const std::byte* tile = args.weight + first / kTileRows * layout.tile_bytes();
-      const std::int64_t rows = std::min(kTileRows, rows_ - first);
-      unpack_tile(layout, tile, rows, codes_.data() + first * columns_);
-      const GroupScales scales = load_scales(layout, tile, 0);
-      std::copy_n(scales.scale, rows, scale_.data() + first);
-      std::copy_n(scales.shift, rows, shift_.data() + first);
-    }
-  }
-
-  const float* codes() const { return codes_.data(); }
-  const float* scale() const { return scale_.data(); }
-  const float* shift() const { return is_affine_ ? shift_.data() : nullptr; }
-
- private:
-  void unpack_tile(const PackedLayout& layout, const std::byte* tile, std::int64_t rows,
-                   float* to) const {
-    const std::int64_t depth = layout.depth();
-    const auto bits = static_cast<int>(32 / depth);
-    const std::uint32_t mask = (1U << bits) - 1;
-    const int zero = is_affine_ ? 0 : 128;
-    for (std::int64_t c = 0; c < columns_; ++c) {
-      const std::byte* line = tile + c / depth * PackedLayout::kLineBytes;
-      const int shift = bit_of(bits, static_cast<int>(c % depth));
-      for (std::int64_t r = 0; r < rows; ++r) {
-        std::uint32_t word;
-        std::memcpy(&word, line + r * 4, sizeof(word));
-        to[r * columns_ + c] = static_cast<float>(static_cast<int>(word >> shift & mask) - zero);
-      }
-    }
-  }
-
-  std::int64_t rows_, columns_;
-  Scratch codes_, scale_, shift_;
-  bool is_affine_;
-};
-
 }  // namespace
 
-bool has_grouped(Isa isa, const ConvShape& shape, const PackedLayout& layout, ChannelOrder order) {
+bool goes_without_patches(Isa isa, const ConvShape& shape, const PackedLayout& layout,
+                          ChannelOrder order) {
   if (layout.groups() != 1 || shape.columns() > GroupedConvArgs::kMostCodes ||
       find_grouped_conv(isa, shape, order) == nullptr) {
     return false;
@@ -105,19 +54,19 @@ bool has_grouped(Isa isa, const ConvShape& shape, const PackedLayout& layout, Ch
   return shape.is_depthwise() || patches_take_longer(isa, shape, layout.is_affine(), order);
 }
 
-bool conv_grouped(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {
-  const FloatCodes weight(args);
-  const ConvScales scales{
-      .x = args.scales, .scale = weight.scale(), .shift = weight.shift(), .y = args.y_scale};
+bool conv_without_patches(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {
+  const ConvCodes codes{.layout = args.layout,
+                        .weight = args.weight,
+                        .x_scales = args.scales,
+                        .y_scale = args.y_scale};
   return grouped_conv(isa,
                       {.shape = args.shape,
-                       .weight = weight.codes(),
                        .type = args.type,
                        .order = args.order,
                        .x = args.codes,
                        .y = args.y,
                        .bias = args.bias,
-                       .scales = &scales},
+                       .codes = &codes},
                       parallel_for);
 }
 
