@@ -28,9 +28,11 @@ constexpr std::int64_t kIntegerRows = 64;
 // rows; or where ATen's call takes longer than its products.
 constexpr std::int64_t kThinGroup = 4;
 constexpr std::int64_t kFewGroupedProducts = 1 << 18;
-// And in planes of one group, with weights of up to so many elements, and columns.
+// And of one group, with weights of up to so many elements and columns; over channels-last pixels,
+// which suit ATen's products, those of one tap up to so many products.
 constexpr std::int64_t kThinWeight = 1 << 14;
 constexpr std::int64_t kThinColumns = 160;
+constexpr std::int64_t kFewTapProducts = 1 << 23;
 
 using kernels::ChannelOrder;
 using kernels::ConvShape;
@@ -214,6 +216,16 @@ bool gains_from_codes(const ConvShape& shape, const WeightCodes& weight) {
 
 namespace {
 
+bool has_few_columns(const ConvShape& shape, ChannelOrder order) {
+  const std::int64_t columns = shape.columns();
+  if (columns > kThinColumns || shape.rows * columns > kThinWeight ||
+      kernels::find_grouped_conv(kernel_isa(), shape, order) == nullptr) {
+    return false;
+  }
+  return order == ChannelOrder::kPlanes || shape.taps() > 1 ||
+         products_of(shape) <= kFewTapProducts;
+}
+
 ConvWay grouped_way(const ConvShape& shape, ChannelOrder order) {
   // Elsewhere it was not measured beside ATen.
   const bool is_measured = kernels::find_float_conv(kernel_isa()) != nullptr;
@@ -238,9 +250,7 @@ ConvWay conv_way(const ConvShape& shape, at::MemoryFormat format) {
   if (positions <= kernels::kFewCanonicalTokens) return ConvWay::kPatches;
   const bool gains = weight >= kLargeShare * positions || positions * weight <= kFewProducts;
   if (gains) return ConvWay::kDirect;
-  const bool is_thin = order_of(format) == ChannelOrder::kPlanes && weight <= kThinWeight &&
-                       shape.columns() <= kThinColumns;
-  return is_thin ? ConvWay::kGrouped : ConvWay::kAten;
+  return has_few_columns(shape, order_of(format)) ? ConvWay::kGrouped : ConvWay::kAten;
 }
 
 at::Tensor direct_convolution(const PackedWeight& weight, std::int64_t begin,
