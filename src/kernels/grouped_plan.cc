@@ -44,9 +44,8 @@ GroupedConvPlan::GroupedConvPlan(const GroupedConvArgs& args)
 
 void GroupedConvPlan::divide() {
   // What lies together is read and written by several blocks: while it is in the cache.
-  const bool shares_pixels = lanes_ == GroupedLanes::kChannels && order_ == ChannelOrder::kLast;
   const std::int64_t line_floats =
-      planes_ * shape_.kernel[0] * line_ * (shares_pixels ? groups_ : 1);
+      planes_ * shape_.kernel[0] * line_ * (shares_pixels() ? groups_ : 1);
   const std::int64_t tap_lines = (shape_.kernel[1] - 1) * shape_.dilation[1];
   const std::int64_t fitting = (kBlockFloats / line_floats - tap_lines - 1) / shape_.stride[1] + 1;
   const std::int64_t most = std::clamp<std::int64_t>(fitting, 1, size_[1]);
@@ -114,8 +113,11 @@ void GroupedConvPlan::find_columns() {
 GroupedConvPlan::Block GroupedConvPlan::block(std::int64_t index) const {
   const std::int64_t row_part = index % row_parts_;
   index /= row_parts_;
-  const std::int64_t inner = index % (shape_.batch * groups_),
-                     outer = index / (shape_.batch * groups_);
+  // Lines of one group together: a thread reads what it, rather than another, has written. But
+  // lines of all groups where they share pixels.
+  const std::int64_t lines = size_[0] * parts_, samples = shape_.batch * groups_;
+  const std::int64_t inner = shares_pixels() ? index % samples : index / lines;
+  const std::int64_t outer = shares_pixels() ? index / samples : index % lines;
   const std::int64_t line = outer % parts_ * lines_, group = inner % groups_;
   const std::int64_t row = group * group_rows_ + row_part * block_rows_;
   const std::int64_t end = std::min((group + 1) * group_rows_, shape_.rows);

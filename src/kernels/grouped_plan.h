@@ -132,6 +132,10 @@ class GroupedConvPlan {
   bool is_dense() const {
     return phases_ == 1 && (lanes_ != GroupedLanes::kRows || pixel_ == shape_.channels);
   }
+  /// Whether blocks of several groups have the same pixels.
+  bool shares_pixels() const {
+    return lanes_ == GroupedLanes::kChannels && order_ == ChannelOrder::kLast;
+  }
   /// What is read beyond the last line.
   std::int64_t slack() const;
 
