@@ -167,12 +167,12 @@ def calls(layer: Layer, memory_format: Any) -> tuple[dict[str, Call], Any]:
     }
     for q in ("qint8", "qint4", "qint2"):
         found[f"quantal/{q}-static"] = static(q)
-    for name, module in modules(layer, w, bias, x).items():
+    for name, module in modules(layer, w, bias, x, memory_format).items():
         found[name] = lambda module=module: module(x)
     return found, exact
 
 
-def modules(layer: Layer, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
+def modules(layer: Layer, weight: Any, bias: Any, x: Any, memory_format: Any) -> dict[str, Any]:
     """The float module and frozen quantized copies of it, those of int8 activations for x."""
     import quantal
     import torch
@@ -181,9 +181,7 @@ def modules(layer: Layer, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
         sides = (layer.kernel, layer.stride, layer.padding)
         module = torch.nn.Conv2d(layer.channels, layer.rows, *sides, groups=layer.groups)
         module.load_state_dict({"weight": weight, "bias": bias})
-        is_last = x.is_contiguous(memory_format=torch.channels_last)
-        order = torch.channels_last if is_last else torch.contiguous_format
-        return torch.nn.Sequential(module.to(memory_format=order))
+        return torch.nn.Sequential(module.to(memory_format=memory_format))
 
     found = {"torch/Conv2d": make()[0]}
     for name, q, activations in (

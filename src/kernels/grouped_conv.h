@@ -13,7 +13,8 @@ namespace quantal::kernels {
 /// What belongs to each row of a weight, in fp32: as many as rows, and for lanes that are rows or
 /// channels as a multiple of 8.
 struct ConvRows {
-  /// (rows, taps, channels of a group); but for kPositions (rows / kVector, …, kVector).
+  /// (rows, taps, channels of a group) for kPositions; else (rows / kVector, taps, channels,
+  /// kVector).
   const float* weight;
   /// Ones and zeros where there are none, but a null shift.
   const float *scale, *shift, *bias;

@@ -57,12 +57,16 @@ std::int64_t find_non_finite_on_cpu(const at::Tensor& x) {
                                   threads_for(dense.numel()));
 }
 
+kernels::WeightSpec spec_of(const WeightCodes& codes) {
+  return {codes.qtype.id, codes.rows(), codes.row_length(), codes.group_size,
+          *float_type(codes.scale.scalar_type())};
+}
+
 CanonicalPointers::CanonicalPointers(const WeightCodes& codes)
     : data(codes.data.contiguous()),
       scale(codes.scale.contiguous()),
       shift(codes.shift.defined() ? codes.shift.contiguous() : codes.shift),
-      spec{codes.qtype.id, codes.rows(), codes.row_length(), codes.group_size,
-           *float_type(scale.scalar_type())} {}
+      spec(spec_of(codes)) {}
 
 kernels::CanonicalWeight CanonicalPointers::weight() const {
   return {static_cast<const std::uint8_t*>(data.const_data_ptr()), scale.const_data_ptr(),

@@ -27,6 +27,8 @@ at::Tensor dequantize(const WeightCodes& codes, at::ScalarType dtype);
 
 /// Whether gather_on_cpu() takes them.
 bool gathers_on_cpu(const WeightCodes& codes, at::ScalarType dtype);
+/// What kernels are told of them. Precondition: their scales have a type of the kernels.
+kernels::WeightSpec spec_of(const WeightCodes& codes);
 /// What kernels read of codes that gathers_on_cpu() takes.
 struct CanonicalPointers {
   explicit CanonicalPointers(const WeightCodes& codes);

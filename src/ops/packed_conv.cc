@@ -208,7 +208,7 @@ bool gains_from_codes(const ConvShape& shape, const WeightCodes& weight) {
   const Isa isa = kernel_isa();
   // Elsewhere it was not measured beside ATen.
   if (kernels::find_grouped_conv(isa, {}, ChannelOrder::kPlanes) == nullptr) return false;
-  const kernels::PackedLayout layout(CanonicalPointers(weight).spec);
+  const kernels::PackedLayout layout(spec_of(weight));
   // In one order or the other, so that both round the same.
   return kernels::goes_without_patches(isa, shape, layout, ChannelOrder::kPlanes) ||
          kernels::goes_without_patches(isa, shape, layout, ChannelOrder::kLast);

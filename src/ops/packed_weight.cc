@@ -8,17 +8,9 @@
 #include "ops/cpu_weights.h"
 
 namespace quantal {
-namespace {
 
 using kernels::FloatType;
 using kernels::PackedLayout;
-
-kernels::WeightSpec spec_of(const WeightCodes& codes) {
-  return {codes.qtype.id, codes.rows(), codes.row_length(), codes.group_size,
-          *float_type(codes.scale.scalar_type())};
-}
-
-}  // namespace
 
 bool PackedWeight::takes(const WeightCodes& codes) {
   return codes.sizes.size() >= 2 && codes.rows() > 0 && codes.row_length() > 0 && !codes.wide &&

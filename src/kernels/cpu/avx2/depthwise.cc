@@ -17,24 +17,12 @@ struct Floats {
   const void* x;
   FloatType type;
   __m256 load(std::int64_t index) const { return load_rows(x, index, type); }
-  float at(std::int64_t index) const { return load_float(x, index, type); }
 };
 
 struct Codes {
   const std::int8_t* x;
   __m256 load(std::int64_t index) const { return load_codes(x + index); }
-  float at(std::int64_t index) const { return static_cast<float>(x[index]); }
 };
-
-template <typename Numbers>
-void gather_one_by_one(const Numbers& x, const ChannelPixels& from, float* to) {
-  for (std::int64_t i = 0; i < from.pixels; ++i) {
-    const std::int64_t pixel = from.first + i * from.pixel_step;
-    for (std::int64_t c = 0; c < from.channels; ++c) {
-      to[i * kHalfRows + c] = x.at(pixel + c * from.channel_step);
-    }
-  }
-}
 
 /// 8 pixels of 8 planes at a time.
 template <typename Numbers>
@@ -56,18 +44,21 @@ void gather_planes(const Numbers& x, const ChannelPixels& from, float* to) {
   }
 }
 
+/// False where registers do not fit what is there.
 template <typename Numbers>
-void gather(const Numbers& x, const ChannelPixels& from, float* to) {
+bool gather(const Numbers& x, const ChannelPixels& from, float* to) {
   if (from.pixel_step == 1) {
     // A register may read more pixels than there are, but not beyond the last of all.
     const std::int64_t last = from.first + (from.channels - 1) * from.channel_step;
-    const bool fits = from.pixels >= kHalfRows || last + kHalfRows <= from.size;
-    return fits ? gather_planes(x, from, to) : gather_one_by_one(x, from, to);
+    if (from.pixels < kHalfRows && last + kHalfRows > from.size) return false;
+    gather_planes(x, from, to);
+    return true;
   }
-  if (from.channel_step != 1 || from.channels < kHalfRows) return gather_one_by_one(x, from, to);
+  if (from.channel_step != 1 || from.channels < kHalfRows) return false;
   for (std::int64_t i = 0; i < from.pixels; ++i) {
     _mm256_store_ps(to + i * kHalfRows, x.load(from.first + i * from.pixel_step));
   }
+  return true;
 }
 
 /// `width` 0: any kernel.
@@ -135,38 +126,22 @@ void run_channels(const GroupedConvBlock& block) {
   }
 }
 
-template <int width>
-void run_width(const GroupedConvBlock& block) {
-  const bool is_affine = block.rows.shift != nullptr;
-  if (block.args.shape.stride[2] == 1) {
-    return is_affine ? run_channels<width, 1, true>(block) : run_channels<width, 1, false>(block);
-  }
-  return is_affine ? run_channels<width, 2, true>(block) : run_channels<width, 2, false>(block);
-}
-
 }  // namespace
 
 void gather_floats__avx2(const ChannelPixels& from, float* to) {
-  gather(Floats{from.x, from.type}, from, to);
+  if (!gather(Floats{from.x, from.type}, from, to)) grouped_conv__portable.floats.gather(from, to);
 }
 
 void gather_codes__avx2(const ChannelPixels& from, float* to) {
-  gather(Codes{static_cast<const std::int8_t*>(from.x)}, from, to);
+  const Codes codes{static_cast<const std::int8_t*>(from.x)};
+  if (!gather(codes, from, to)) grouped_conv__portable.codes.gather(from, to);
 }
 
 void run_channels__avx2(const GroupedConvBlock& block) {
-  const ConvShape& shape = block.args.shape;
-  const std::int64_t width = shape.stride[2] <= 2 && shape.dilation[2] == 1 ? shape.kernel[2] : 0;
-  switch (width) {
-    case 3:
-      return run_width<3>(block);
-    case 5:
-      return run_width<5>(block);
-    case 7:
-      return run_width<7>(block);
-    default:
-      return run_width<0>(block);
-  }
+  for_width(block.args.shape, [&]<int width, int stride>() {
+    if (block.rows.shift != nullptr) return run_channels<width, stride, true>(block);
+    run_channels<width, stride, false>(block);
+  });
 }
 
 }  // namespace quantal::kernels

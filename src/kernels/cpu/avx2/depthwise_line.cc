@@ -168,27 +168,10 @@ void run(const DepthwiseLine& line) {
   Line<width, stride, false, std::int8_t>(line).run();
 }
 
-template <int width>
-void run_width(const DepthwiseLine& line) {
-  if (line.args.shape.stride[2] == 1) return run<width, 1>(line);
-  run<width, 2>(line);
-}
-
 }  // namespace
 
 void depthwise_line__avx2(const DepthwiseLine& line) {
-  const ConvShape& shape = line.args.shape;
-  const std::int64_t width = shape.stride[2] <= 2 && shape.dilation[2] == 1 ? shape.kernel[2] : 0;
-  switch (width) {
-    case 3:
-      return run_width<3>(line);
-    case 5:
-      return run_width<5>(line);
-    case 7:
-      return run_width<7>(line);
-    default:
-      return run<0, 0>(line);
-  }
+  for_width(line.args.shape, [&]<int width, int stride>() { run<width, stride>(line); });
 }
 
 }  // namespace quantal::kernels

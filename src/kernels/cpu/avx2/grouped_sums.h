@@ -2,6 +2,7 @@
 
 // Included by this folder's files only, below their target pragma.
 
+#include "kernels/conv_shape.h"
 #include "kernels/cpu/avx2/rows.h"
 
 namespace quantal::kernels {
@@ -69,6 +70,26 @@ inline void add_tap(const Number* x, std::int64_t step, const float* weight,
                     Sums<is_affine, count>& sums) {
   const __m256 factor = _mm256_load_ps(weight);
   QUANTAL_UNROLL for (int i = 0; i < count; ++i) sums.add(i, load_pixel(x + i * step), factor);
+}
+
+/// Calls run.operator()<width, stride>() for a line of the kernel; with zeros where it has no loop
+/// of its own.
+template <typename Run>
+inline void for_width(const ConvShape& shape, const Run& run) {
+  const std::int64_t stride = shape.stride[2];
+  const auto with_stride = [&]<int width>() {
+    stride == 1 ? run.template operator()<width, 1>() : run.template operator()<width, 2>();
+  };
+  switch (stride <= 2 && shape.dilation[2] == 1 ? shape.kernel[2] : 0) {
+    case 3:
+      return with_stride.template operator()<3>();
+    case 5:
+      return with_stride.template operator()<5>();
+    case 7:
+      return with_stride.template operator()<7>();
+    default:
+      return run.template operator()<0, 0>();
+  }
 }
 
 }  // namespace
