@@ -39,6 +39,7 @@ void advance_rows(Args& args, std::int64_t row) {
   args.bias = advanced(args.bias, row, args.type);
 }
 void advance_rows(FloatConvArgs& args, std::int64_t row) {
+  args.first_row += row;
   args.y = advanced(args.y, row * args.y_row_stride(), args.type);
   args.bias = advanced(args.bias, row, args.type);
 }

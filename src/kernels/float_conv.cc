@@ -43,7 +43,7 @@ bool ConvInput::lies_well(FloatType type) const {
 
 void ConvInput::find_columns() {
   columns_.reserve(shape_.columns());
-  for (std::int64_t c = 0; c < shape_.channels; ++c) {
+  for (std::int64_t c = 0; c < shape_.group_channels(); ++c) {
     ConvShape::Extent tap{};
     for (std::int64_t t = 0; t < shape_.taps(); ++t, advance(tap, shape_.kernel)) {
       columns_.push_back(c * channel_stride_ + offset_of(tap, shape_.dilation));

@@ -14,9 +14,11 @@ namespace quantal::kernels {
 
 /// Arguments of a convolution. Checked by the caller: kernels trust them.
 struct FloatConvArgs {
-  ConvShape shape;  ///< in one group
-  /// (rows, shape.columns()): all rows, or some of them, with `y` and `bias` where those begin.
+  ConvShape shape;  ///< takes_groups(shape)
+  /// (rows, shape.columns()): all rows, or those from `first_row` on, with `y` and `bias` where
+  /// they begin.
   const PackedLayout* layout = nullptr;
+  std::int64_t first_row = 0;
   const std::byte* weight = nullptr;
   FloatType type = FloatType::kF32;            ///< of x, y and bias
   ChannelOrder order = ChannelOrder::kPlanes;  ///< of x and y
@@ -30,6 +32,11 @@ struct FloatConvArgs {
   }
 };
 
+/// Whether no tile of rows has rows of two groups.
+inline bool takes_groups(const ConvShape& shape) {
+  return shape.groups == 1 || shape.group_rows() % PackedLayout::kTileRows == 0;
+}
+
 /// The least stride of `least` floats or more at which `count` numbers take half of the first-level
 /// cache at most, rather than a few of its sets.
 std::int64_t spread_stride(std::int64_t least, std::int64_t count);
@@ -38,13 +45,15 @@ std::int64_t spread_stride(std::int64_t least, std::int64_t count);
 using ConvertFloats = void (*)(const void* x, std::int64_t index, std::int64_t count,
                                FloatType type, float* to);
 
-/// The input as fp32 with zeros around it: what column c of the weight reads at position p is
-/// data()[positions()[p] + columns()[c]].
+/// The input as fp32 with zeros around it: what column c of a row in group g of the weight reads at
+/// position p is group(g)[positions()[p] + columns()[c]].
 class ConvInput {
  public:
   ConvInput(const FloatConvArgs& args, ConvertFloats convert, const ParallelFor& parallel_for);
 
-  const float* data() const { return data_; }
+  const float* group(std::int64_t g) const {
+    return data_ + g * shape_.group_channels() * channel_stride_;
+  }
   const std::int64_t* columns() const { return columns_.data(); }
   /// Positions of all samples.
   std::int64_t count() const { return static_cast<std::int64_t>(positions_.size()); }
@@ -91,7 +100,7 @@ struct FloatConvKernel {
 /// The kernel of an instruction set; null where it has none.
 QUANTAL_API const FloatConvKernel* find_float_conv(Isa isa);
 
-/// Precondition: find_float_conv(isa).
+/// Precondition: find_float_conv(isa), takes_groups(args.shape).
 QUANTAL_API void float_conv(Isa isa, const FloatConvArgs& args,
                             const ParallelFor& parallel_for = serial_for);
 

@@ -19,15 +19,19 @@ constexpr std::int64_t kLargeWeight = 1 << 15;
 // Where kernels::float_conv() gains more by not dequantizing than it loses to ATen's convolution of
 // many positions: from so many elements of the weight for each of them; or where ATen's call takes
 // longer than its products.
-constexpr std::int64_t kLargeShare = 96;
+constexpr std::int64_t kLargeShare = 64;
 constexpr std::int64_t kFewProducts = 1 << 22;
 // Rows of a group from which on products of codes make up for writing patches; below, rounding the
 // input and ATen's float convolution take less time.
 constexpr std::int64_t kIntegerRows = 64;
 // Where kernels::grouped_conv() takes less time than ATen: groups of up to so many channels and
 // rows; or where ATen's call takes longer than its products.
-constexpr std::int64_t kThinGroup = 4;
+constexpr std::int64_t kThinGroup = 8;
 constexpr std::int64_t kFewGroupedProducts = 1 << 18;
+// And kernels::float_conv() for groups of more: from so many columns, up to so many products,
+// beyond which ATen reads its input fewer times.
+constexpr std::int64_t kDirectGroupColumns = 64;
+constexpr std::int64_t kManyGroupedProducts = 1 << 26;
 // And of one group, with weights of up to so many elements and columns; over channels-last pixels,
 // which suit ATen's products, those of one tap up to so many products.
 constexpr std::int64_t kThinWeight = 1 << 14;
@@ -227,13 +231,20 @@ bool has_few_columns(const ConvShape& shape, ChannelOrder order) {
 }
 
 ConvWay grouped_way(const ConvShape& shape, ChannelOrder order) {
-  // Elsewhere it was not measured beside ATen.
-  const bool is_measured = kernels::find_float_conv(kernel_isa()) != nullptr;
-  if (!is_measured || kernels::find_grouped_conv(kernel_isa(), shape, order) == nullptr) {
-    return ConvWay::kAten;
-  }
+  // Elsewhere they were not measured beside ATen.
+  if (kernels::find_float_conv(kernel_isa()) == nullptr) return ConvWay::kAten;
+  const std::int64_t products = products_of(shape);
   const bool is_thin = std::max(shape.group_rows(), shape.group_channels()) <= kThinGroup;
-  return is_thin || products_of(shape) <= kFewGroupedProducts ? ConvWay::kGrouped : ConvWay::kAten;
+  if ((is_thin || products <= kFewGroupedProducts) &&
+      kernels::find_grouped_conv(kernel_isa(), shape, order) != nullptr) {
+    return ConvWay::kGrouped;
+  }
+  if (kernels::takes_groups(shape) && shape.columns() >= kDirectGroupColumns &&
+      products <= kManyGroupedProducts) {
+    return ConvWay::kDirect;
+  }
+  const bool is_planes = order == ChannelOrder::kPlanes;
+  return is_planes && has_few_columns(shape, order) ? ConvWay::kGrouped : ConvWay::kAten;
 }
 
 }  // namespace

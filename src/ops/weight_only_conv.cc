@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/gather.h"
 #include "ops/canonical_weight.h"
 #include "ops/cpu_kernels.h"
 #include "ops/cpu_weights.h"
@@ -16,6 +17,8 @@ namespace {
 using kernels::ConvShape;
 
 constexpr std::int64_t kKeptBytes = 4 << 20;
+// What a thread dequantizes before it puts it in another order: half of a first-level cache.
+constexpr std::int64_t kOrderedBytes = 16 << 10;
 
 // Memory that a thread keeps from one use to the next. A use within another, and one whose tensor
 // lives on, has memory of its own.
@@ -55,29 +58,85 @@ std::int64_t parts_of(const ConvShape& shape, at::ScalarType dtype) {
   return (shape.rows + rows - 1) / rows;
 }
 
-// Whether torch takes longer to reorder the weight for pixels whose channels lie together than it
-// takes to copy input and output.
+// Whether torch's convolution of pixels whose channels lie together takes so much longer with this
+// large a weight that copying input and output is worth it.
 bool prefers_planes(const ConvShape& shape, const at::Tensor& x) {
-  if (x.suggest_memory_format() == at::MemoryFormat::Contiguous || shape.taps() == 1) return false;
+  if (x.suggest_memory_format() == at::MemoryFormat::Contiguous || shape.taps() == 1 ||
+      shape.groups != 1) {
+    return false;
+  }
   const std::int64_t copied = x.numel() + shape.batch * shape.positions() * shape.rows;
   return shape.rows * shape.columns() > 2 * copied;
+}
+
+// (rows, channels, taps) to (rows, taps, channels).
+template <typename Element>
+void put_channels_last(const ConvShape& shape, std::int64_t rows, const Element* from,
+                       Element* to) {
+  const std::int64_t channels = shape.group_channels(), taps = shape.taps();
+  for (std::int64_t r = 0; r < rows; ++r, from += channels * taps) {
+    for (std::int64_t t = 0; t < taps; ++t, to += channels) {
+      for (std::int64_t c = 0; c < channels; ++c) to[c] = from[c * taps + t];
+    }
+  }
+}
+
+// Rows from `begin` on into `out`, (rows, kernel, channels) and contiguous.
+template <typename Element>
+void dequantize_channels_last(const WeightCodes& weight, const ConvShape& shape, std::int64_t begin,
+                              const at::Tensor& out) {
+  const CanonicalPointers canonical(weight);
+  const kernels::FloatType type = *float_type(out.scalar_type());
+  const std::int64_t columns = shape.columns(), rows = out.size(0);
+  const std::int64_t step =
+      std::max<std::int64_t>(1, kOrderedBytes / (columns * kernels::size_of(type)));
+  auto* const to = static_cast<Element*>(out.mutable_data_ptr());
+  threads_for(out.numel())((rows + step - 1) / step, [&](std::int64_t first, std::int64_t last) {
+    std::vector<Element> block(step * columns);
+    for (std::int64_t i = first * step; i < std::min(rows, last * step); i += step) {
+      const std::int64_t count = std::min(step, rows - i);
+      kernels::dequantize_canonical(kernel_isa(), canonical.spec, canonical.weight(), begin + i,
+                                    count, type, block.data());
+      put_channels_last(shape, count, block.data(), to + i * columns);
+    }
+  });
+}
+
+// Rows [begin, end) of the value in memory that is kept, in the memory format of `x`: torch would
+// take several times as long to bring it there.
+at::Tensor rows_like(const at::Tensor& x, const ConvShape& shape, const WeightCodes& weight,
+                     std::int64_t begin, std::int64_t end, const KeptMemory& memory) {
+  const at::ScalarType dtype = x.scalar_type();
+  std::vector<std::int64_t> sizes = weight.sizes;
+  sizes[0] = end - begin;
+  const bool is_ordered = x.suggest_memory_format() == at::MemoryFormat::Contiguous ||
+                          shape.taps() == 1 || shape.group_channels() == 1;
+  if (is_ordered) {
+    const at::Tensor rows = memory.tensor(sizes, dtype);
+    dequantize_into(weight, begin, rows);
+    return rows;
+  }
+  std::rotate(sizes.begin() + 1, sizes.begin() + 2, sizes.end());
+  const at::Tensor rows = memory.tensor(sizes, dtype);
+  if (dtype == at::kFloat) {
+    dequantize_channels_last<float>(weight, shape, begin, rows);
+  } else {
+    dequantize_channels_last<std::uint16_t>(weight, shape, begin, rows);
+  }
+  return rows.movedim(-1, 1);
 }
 
 // One part of the rows after the other.
 at::Tensor convolution_by_parts(const ConvShape& shape, const at::Tensor& x,
                                 const WeightCodes& weight, const std::optional<at::Tensor>& bias,
                                 const ConvParams& params) {
-  const at::ScalarType dtype = x.scalar_type();
   const at::Tensor input = prefers_planes(shape, x) ? x.contiguous() : x;
-  const std::int64_t parts = parts_of(shape, dtype);
-  std::vector<std::int64_t> sizes = weight.sizes;
+  const std::int64_t parts = parts_of(shape, x.scalar_type());
   std::vector<at::Tensor> results;
   for (std::int64_t i = 0; i < parts; ++i) {
     const std::int64_t begin = shape.rows * i / parts, end = shape.rows * (i + 1) / parts;
-    sizes[0] = end - begin;
     const KeptMemory memory;
-    const at::Tensor rows = memory.tensor(sizes, dtype);
-    dequantize_into(weight, begin, rows);
+    const at::Tensor rows = rows_like(input, shape, weight, begin, end, memory);
     const auto added = bias ? std::optional(bias->narrow(0, begin, end - begin)) : bias;
     results.push_back(aten_convolution(input, rows, added, params));
   }

@@ -21,13 +21,21 @@ std::vector<ConvShape> large_shapes() {
       {.channels = 300, .rows = 9, .input = {1, 16, 16}},
       {.channels = 128, .rows = 5, .input = {1, 5, 5}, .kernel = {1, 3, 3}},
       {.batch = 2, .channels = 64, .rows = 33, .input = {1, 1, 600}, .stride = {1, 1, 2}},
+      // Five tiles a group; one.
+      {.batch = 2,
+       .channels = 10,
+       .rows = 160,
+       .groups = 2,
+       .input = {1, 19, 17},
+       .kernel = {1, 3, 3}},
+      {.channels = 64, .rows = 64, .groups = 4, .input = {1, 24, 25}, .padding = {0, 1, 0}},
   };
 }
 
 std::vector<ConvShape> all_shapes() {
   std::vector<ConvShape> all = large_shapes();
   for (const ConvShape& shape : odd_shapes()) {
-    if (shape.groups == 1) all.push_back(shape);
+    if (takes_groups(shape)) all.push_back(shape);
   }
   return all;
 }
@@ -87,23 +95,30 @@ struct FloatConvProblem {
   }
 
   /// What the kernel covers at a position.
-  void write_patch(std::int64_t sample, const ConvShape::Extent& at, std::byte* out) const {
+  void write_patch(std::int64_t sample, std::int64_t group, const ConvShape::Extent& at,
+                   std::byte* out) const {
     std::int64_t column = 0;
-    for (const std::int64_t i : c.patch(sample, 0, at)) {
+    for (const std::int64_t i : c.patch(sample, group, at)) {
       store_float(out, column++, c.type, i < 0 ? 0.0F : load_float(x.data(), i, c.type));
     }
   }
 
   /// The linear of patches, of which some kernels have another for a few.
   std::vector<std::byte> expected(Isa isa) const {
+    std::vector<std::byte> out(y.size());
+    for (std::int64_t group = 0; group < shape.groups; ++group) expect_group(isa, group, out);
+    return out;
+  }
+
+  void expect_group(Isa isa, std::int64_t group, std::vector<std::byte>& out) const {
     const std::int64_t positions = shape.positions(), tokens = shape.batch * positions;
     const std::int64_t enough = std::max<std::int64_t>(tokens, 7), size = size_of(c.type);
     std::vector<std::byte> patches(enough * shape.columns() * size);
-    std::vector<std::byte> rows(enough * shape.rows * size), out(y.size());
+    std::vector<std::byte> rows(enough * shape.rows * size);
     for (std::int64_t n = 0; n < shape.batch; ++n) {
       ConvShape::Extent at{};
       for (std::int64_t p = 0; p < positions; ++p, advance(at, shape.output())) {
-        write_patch(n, at, patches.data() + (n * positions + p) * shape.columns() * size);
+        write_patch(n, group, at, patches.data() + (n * positions + p) * shape.columns() * size);
       }
     }
     const LinearArgs linear{.layout = &packed.layout,
@@ -117,11 +132,11 @@ struct FloatConvProblem {
                             .bias = bias.data()};
     find_linear(isa, packed.layout.spec())(linear, serial_for);
     for (std::int64_t i = 0; i < tokens * shape.rows; ++i) {
-      const std::int64_t token = i / shape.rows;
-      const std::int64_t to = c.output_index(token / positions, i % shape.rows, token % positions);
+      const std::int64_t token = i / shape.rows, row = i % shape.rows;
+      if (row / shape.group_rows() != group) continue;
+      const std::int64_t to = c.output_index(token / positions, row, token % positions);
       std::memcpy(out.data() + to * size, rows.data() + i * size, size);
     }
-    return out;
   }
 };
 

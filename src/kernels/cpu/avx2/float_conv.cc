@@ -30,10 +30,16 @@ class Positions {
   std::int64_t columns(std::int64_t group, std::int64_t begin, std::int64_t end) const {
     return std::min(end, args_.layout->group_columns(group)) - begin;
   }
-  Block block(std::int64_t token, std::int64_t count, std::int64_t column) const {
+  std::int64_t together(std::int64_t tile) const {
+    const std::int64_t rows = args_.shape.group_rows();
+    return args_.shape.groups == 1 ? kBlockTiles : (rows - row_of(tile) % rows) / kTileRows;
+  }
+  Block block(std::int64_t tile, std::int64_t token, std::int64_t count,
+              std::int64_t column) const {
+    const float* const data = input_.group(row_of(tile) / args_.shape.group_rows());
     Block block{input_.columns() + column, {}};
     for (std::int64_t t = 0; t < count; ++t) {
-      block.begins[t] = input_.data() + input_.positions()[token + t];
+      block.begins[t] = data + input_.positions()[token + t];
     }
     return block;
   }
@@ -47,6 +53,9 @@ class Positions {
   }
 
  private:
+  // Among all rows.
+  std::int64_t row_of(std::int64_t tile) const { return args_.first_row + tile * kTileRows; }
+
   void store_pixels(const BlockSums& sums) const {
     const std::int64_t first_row = sums.first_tile * kTileRows;
     const std::int64_t rows =

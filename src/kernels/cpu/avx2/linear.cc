@@ -189,7 +189,8 @@ class LinearTokens {
   std::int64_t columns(std::int64_t, std::int64_t begin, std::int64_t end) const {
     return end - begin;
   }
-  Block block(std::int64_t token, std::int64_t, std::int64_t column) const {
+  std::int64_t together(std::int64_t) const { return kBlockTiles; }
+  Block block(std::int64_t, std::int64_t token, std::int64_t, std::int64_t column) const {
     return {x_.token(token) + column, x_.stride()};
   }
   void store(const BlockSums& sums) const {

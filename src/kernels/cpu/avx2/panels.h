@@ -61,15 +61,16 @@ void decode_lines(const std::byte* lines, std::int64_t count, const TileScales& 
   }
 }
 
-// sums[token][16] += Σ x[token][c] · panel[c][16]; sums of two tokens are kBlockRows apart.
+// sums[token][16] += Σ x[token][c] · panel[c][16]; sums of two tokens are `stride` apart.
 // `Block` reads x: a value of column(c), the same for all tokens, and of the token.
 template <int tokens, typename Block>
-void multiply_panel(const Block& given, const float* panel, std::int64_t columns, float* sums) {
+void multiply_panel(const Block& given, const float* panel, std::int64_t columns, float* sums,
+                    std::int64_t stride) {
   const Block x = given;  // whose address nobody has: it stays in registers
   __m256 low[tokens], high[tokens];
   QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-    low[t] = _mm256_load_ps(sums + t * kBlockRows);
-    high[t] = _mm256_load_ps(sums + t * kBlockRows + kHalfRows);
+    low[t] = _mm256_load_ps(sums + t * stride);
+    high[t] = _mm256_load_ps(sums + t * stride + kHalfRows);
   }
   for (std::int64_t c = 0; c < columns; ++c, panel += kTileRows) {
     const __m256 w_low = _mm256_load_ps(panel), w_high = _mm256_load_ps(panel + kHalfRows);
@@ -81,13 +82,13 @@ void multiply_panel(const Block& given, const float* panel, std::int64_t columns
     }
   }
   QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-    _mm256_store_ps(sums + t * kBlockRows, low[t]);
-    _mm256_store_ps(sums + t * kBlockRows + kHalfRows, high[t]);
+    _mm256_store_ps(sums + t * stride, low[t]);
+    _mm256_store_ps(sums + t * stride + kHalfRows, high[t]);
   }
 }
 
 template <typename Block>
-using MultiplyPanel = void (*)(const Block&, const float*, std::int64_t, float*);
+using MultiplyPanel = void (*)(const Block&, const float*, std::int64_t, float*, std::int64_t);
 template <typename Block>
 constexpr MultiplyPanel<Block> kMultiplyPanel[kBlockTokens + 1] = {nullptr,
                                                                    multiply_panel<1, Block>,
@@ -107,8 +108,9 @@ struct Parts {
 /// Sums of tiles [first_tile, first_tile + tiles) by tokens [first, first + tokens).
 struct BlockSums {
   const float* at(std::int64_t token, std::int64_t tile) const {
-    return sums + token * kBlockRows + tile * kTileRows;
+    return sums + token * stride() + tile * kTileRows;
   }
+  std::int64_t stride() const { return tiles * kTileRows; }
   std::int64_t first_tile, tiles, first, tokens;
   const float* sums;
 };
@@ -116,7 +118,9 @@ struct BlockSums {
 /// Up to kBlockTiles tiles by a strip of tokens. `Tokens`:
 ///   kStrip                      how many make a strip
 ///   columns(group, begin, end)  how many columns it has for those of the lines of a group
-///   block(token, count, column) what multiply_panel() reads from that token and column on
+///   together(tile)              how many tiles from this one on read the same of a token
+///   block(tile, token, count, column)
+///                               what multiply_panel() reads from that token and column on
 ///   store(BlockSums)            adds the bias and rounds
 template <QTypeId qtype, typename Tokens>
 class RowBlock {
@@ -133,7 +137,7 @@ class RowBlock {
                 std::int64_t tokens) {
     first_tile_ = first_tile, tiles_ = tiles;
     column_ = filled_ = 0;
-    std::memset(sums_.data(), 0, tokens * kBlockRows * sizeof(float));
+    std::memset(sums_.data(), 0, tokens * tiles * kTileRows * sizeof(float));
     for (std::int64_t g = 0; g < layout_.groups(); ++g) {
       const std::int64_t lines = layout_.group_lines(g);
       for (std::int64_t i = 0; i < lines;) {
@@ -167,12 +171,13 @@ class RowBlock {
   // sums += what is decoded, by tokens [first, first + count).
   void multiply_panels(std::int64_t first, std::int64_t count) {
     const Parts blocks(count, kBlockTokens);
+    const std::int64_t stride = tiles_ * kTileRows;
     for (std::int64_t b = 0; b < blocks.parts; ++b) {
       const std::int64_t t = blocks.begin(b), size = blocks.begin(b + 1) - t;
-      const auto block = x_.block(first + t, size, column_);
+      const auto block = x_.block(first_tile_, first + t, size, column_);
       for (std::int64_t i = 0; i < tiles_; ++i) {
-        kMultiplyPanel<decltype(block)>[size](block, panel(i), filled_,
-                                              sums_.data() + t* kBlockRows + i* kTileRows);
+        float* const sums = sums_.data() + t * stride + i * kTileRows;
+        kMultiplyPanel<decltype(block)>[size](block, panel(i), filled_, sums, stride);
       }
     }
     column_ += filled_;
@@ -199,7 +204,8 @@ void multiply_rows(const PackedLayout& layout, const std::byte* weight, const To
     RowBlock<qtype, Tokens> rows(layout, weight, tokens, std::min(count, Tokens::kStrip));
     for (std::int64_t i = begin; i < end;) {
       const std::int64_t strip = i / tiles, tile = i % tiles;
-      const std::int64_t block = std::min({kBlockTiles, tiles - tile, end - i});
+      const std::int64_t block =
+          std::min({kBlockTiles, tokens.together(tile), tiles - tile, end - i});
       const std::int64_t token = strips.begin(strip);
       rows.multiply(tile, block, token, strips.begin(strip + 1) - token);
       i += block;
