@@ -39,6 +39,8 @@ CASES = [
 ]
 ACTIVATIONS = [("", None), ("qint8", None), ("qint8", 0.03), ("qfloat8_e4m3fn", 0.03)]
 
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def parts(case: Case, qtype: str) -> tuple:
     torch.manual_seed(1)
@@ -54,8 +56,7 @@ def call(case: Case, x: torch.Tensor, qtype: str, weight: tuple, *rest: object) 
 
 
 def is_last(y: torch.Tensor) -> bool:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return y.ndim in formats and y.is_contiguous(memory_format=formats[y.ndim])
+    return y.ndim in LAST and y.is_contiguous(memory_format=LAST[y.ndim])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -83,7 +84,8 @@ def test_is_the_convolution_of_quantized_values(
         assert ((y.double() - exact).abs() <= size * max(4 * unit, 2**-20)).all()
 
 
-# Weights larger than what is dequantized at a time, and those that few positions meet.
+# Weights larger than what is dequantized at a time, those that few positions meet, and one for
+# every way that a convolution takes (src/ops/packed_conv.h).
 LARGE = [
     Case((1, 512, 12, 11), (515, 512, 3, 3), (1, 1), (1, 1), (1, 1)),
     Case((2, 128, 3, 5), (80, 128, 3, 3), (2, 1), (1, 1), (1, 1)),
@@ -92,6 +94,13 @@ LARGE = [
     # Few positions: of more than one sample, and where the kernel covers the whole input.
     Case((2, 128, 4, 3), (80, 128, 3, 3), (1, 1), (0, 0), (1, 1)),
     Case((3, 128, 3, 2), (80, 128, 3, 2), (1, 1), (0, 0), (1, 1)),
+    # Many positions, of which torch's convolution takes less time.
+    Case((1, 64, 28, 28), (40, 64, 3, 3), (1, 1), (1, 1), (1, 1)),
+    Case((1, 24, 8, 16, 16), (24, 24, 3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    # Groups: of whole tiles of rows, thin ones, others.
+    Case((2, 64, 9, 7), (96, 32, 3, 3), (1, 1), (1, 1), (1, 1), 2),
+    Case((2, 48, 9, 8), (48, 8, 3, 3), (1, 1), (1, 1), (1, 1), 6),
+    Case((1, 36, 20, 20), (72, 12, 3, 3), (1, 1), (1, 1), (1, 1), 3),
 ]
 
 
@@ -102,11 +111,12 @@ def test_large_weights_are_those_of_quantized_values(qtype: str, dtype: torch.dt
         weight = parts(case, qtype)
         x, bias = torch.randn(case.x).to(dtype), torch.randn(case.weight[0]).to(dtype)
         value = ops.decode(*weight, qtype, 0, list(case.weight), torch.float64)
-        exact = F.conv2d(x.double(), value, bias.double(), *case.arguments())
+        convolve = F.conv2d if x.ndim == 4 else F.conv3d
+        exact = convolve(x.double(), value, bias.double(), *case.arguments())
         # Affine weights may be computed as scale * sum(code * x) - shift * sum(x).
         largest = value.abs() + 2 * value.abs().max()
-        size = F.conv2d(x.abs().double(), largest, bias.abs().double(), *case.arguments())
-        for memory_format in (torch.contiguous_format, torch.channels_last):
+        size = convolve(x.abs().double(), largest, bias.abs().double(), *case.arguments())
+        for memory_format in (torch.contiguous_format, LAST[x.ndim]):
             y = call(case, x.contiguous(memory_format=memory_format), qtype, weight, bias)
             assert y.is_contiguous(memory_format=memory_format)
             bound = size * 2**-18 + exact.abs() * torch.finfo(dtype).eps
@@ -130,8 +140,7 @@ def test_keeps_the_memory_format_of_its_input(activations: str) -> None:
         if len(case.x) < 4:
             continue
         weight, x = parts(case, "qint8"), torch.randn(case.x)
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        last = x.contiguous(memory_format=formats[x.ndim])
+        last = x.contiguous(memory_format=LAST[x.ndim])
         y = call(case, last, "qint8", weight, None, None, activations)
         assert is_last(y)
         torch.testing.assert_close(y, call(case, x, "qint8", weight, None, None, activations))
