@@ -65,6 +65,8 @@ LAYERS = (
     Layer("1x1 512 to 128 at 1", 512, 1, 128, kernel=1),
     Layer("3x3 of 8 at 4", 8, 4, 8),
     Layer("3x3 of 128 at 28, 32 groups", 128, 28, 128, groups=32),
+    Layer("3x3 of 256 at 28, 32 groups", 256, 28, 256, groups=32),
+    Layer("3x3 of 1024 at 7, 32 groups", 1024, 7, 1024, groups=32),
     Layer("3x3 depthwise of 144 at 56", 144, 56, 144, groups=144),
     Layer("3x3 depthwise of 96 at 112, stride 2", 96, 112, 96, stride=2, groups=96),
     Layer("5x5 depthwise of 672 at 14", 672, 14, 672, kernel=5, groups=672),
