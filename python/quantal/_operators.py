@@ -13,6 +13,18 @@ class Operators(Protocol):
     """docs/architecture.md says what they are for; src/ops/plain_ops.cc, src/ops/plain_conv.cc and
     src/tensor/library.cc define them."""
 
+    def bind_weight(
+        self,
+        data: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        qtype: str,
+        group_size: int,
+        sizes: Sequence[int],
+        dtype: torch.dtype,
+        activations: str = "",
+        input_scale: Tensor | None = None,
+    ) -> Tensor: ...
     def check_finite(self, weight: Tensor, name: str) -> None: ...
     def conv_dynamic(
         self,

@@ -11,6 +11,7 @@
 #include "tensor/activation_ops.h"
 #include "tensor/attention.h"
 #include "tensor/autograd.h"
+#include "tensor/bound_weight.h"
 #include "tensor/copy_ops.h"
 #include "tensor/fallback.h"
 #include "tensor/qtensor_impl.h"
@@ -200,6 +201,17 @@ void register_ops(torch::Library& m) {
         return weight_from_parts(
             {qtype_named(qtype), group_size, data, scale, shift.value_or(at::Tensor())}, sizes,
             dtype);
+      });
+  m.def(
+      "bind_weight(Tensor data, Tensor scale, Tensor? shift, str qtype, int group_size, "
+      "int[] sizes, ScalarType dtype, str activations='', Tensor? input_scale=None) -> Tensor",
+      [](const at::Tensor& data, const at::Tensor& scale, const std::optional<at::Tensor>& shift,
+         std::string_view qtype, std::int64_t group_size, at::IntArrayRef sizes,
+         at::ScalarType dtype, std::string_view activations,
+         const std::optional<at::Tensor>& input_scale) {
+        return bind_weight({data, scale, shift, std::string(qtype), group_size, sizes.vec(),
+                            std::string(activations), input_scale},
+                           dtype);
       });
   m.def(
       "quantize_weight_with(Tensor weight, Tensor scale, Tensor? shift, str qtype, "

@@ -145,6 +145,7 @@ void QTensorImpl::shallow_copy_from(const c10::intrusive_ptr<c10::TensorImpl>& o
 void QTensorImpl::release_resources() {
   weight.reset();
   activation.reset();
+  bound.reset();
   c10::TensorImpl::release_resources();
 }
 

@@ -10,6 +10,7 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/TensorImpl.h>
 
+#include "tensor/bound_weight.h"
 #include "tensor/layer_state.h"
 #include "tensor/weight_cell.h"
 
@@ -62,6 +63,8 @@ struct QTensorImpl final : c10::TensorImpl {
   std::shared_ptr<ActivationCell> activation;
   /// Tells a 1 x 1 weight from its transpose.
   bool transposed = false;
+  /// Of a weight that bind_weight() made; aliases have none.
+  std::shared_ptr<const BoundArguments> bound;
 
   void set_geometry(const Geometry& geometry);
   c10::intrusive_ptr<QTensorImpl> shallow_copy() const;

@@ -6,6 +6,7 @@
 #include "ops/plain_ops.h"
 #include "tensor/activation.h"
 #include "tensor/autograd.h"
+#include "tensor/bound_weight.h"
 #include "tensor/convolution.h"
 #include "tensor/nested.h"
 #include "tensor/qtensor_impl.h"
@@ -16,6 +17,9 @@ namespace {
 std::shared_ptr<LayerState> layer_of(const at::Tensor& t) {
   return is_weight(t) ? impl_of(t)->weight->layer : nullptr;
 }
+
+// Nothing where torch's functions give a tensor that is none.
+OptionalTensor given(const OptionalTensor& t) { return t && t->defined() ? t : std::nullopt; }
 
 OptionalTensor dequantize_ste(const OptionalTensor& t) {
   return t ? OptionalTensor(quantal::dequantize_ste(*t)) : t;
@@ -62,6 +66,10 @@ OptionalTensor scale_of(const at::Tensor& x, c10::string_view activations,
 }  // namespace
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
+  if (const BoundArguments* bound = bound_arguments(weight)) {
+    return linear_op(x, bound->data, bound->scale, bound->shift, given(bias), bound->qtype,
+                     bound->group_size, std::nullopt, bound->activations, bound->input_scale);
+  }
   const at::Tensor added = bias ? dequantize_ste(*bias) : at::Tensor();
   if (is_weight(weight) && weight.dim() == 2 && !is_transposed_weight(weight)) {
     return quantized_linear(x, weight, added, /*bias_follows=*/false);
@@ -130,6 +138,14 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const Opti
                        c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                        c10::SymIntArrayRef dilation, bool transposed,
                        c10::SymIntArrayRef output_padding, c10::SymInt groups) {
+  const BoundArguments* bound = bound_arguments(weight);
+  if (bound != nullptr && !transposed) {
+    return convolution_op(x, bound->data, bound->scale, bound->shift, given(bias), bound->qtype,
+                          bound->group_size, bound->sizes, C10_AS_INTARRAYREF_SLOW(stride),
+                          C10_AS_INTARRAYREF_SLOW(padding), C10_AS_INTARRAYREF_SLOW(dilation),
+                          groups.expect_int(), std::nullopt, bound->activations,
+                          bound->input_scale);
+  }
   const auto layer = layer_of(weight);
   // One scale a sample is part of the integer kernel.
   const bool is_dynamic = quantizes_dynamically(layer, x) && layer->activations == qint8;

@@ -1,6 +1,6 @@
 """torch.nn convolutions with quantized weights."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -70,6 +70,7 @@ class _QPlainConv(_QConv):
     padding_mode: Any
     _reversed_padding_repeated_twice: list[int]
     _conv_forward: Any
+    _function: Any
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As the torch module's, in the input's dtype. RuntimeError, as torch's, for other
@@ -81,25 +82,38 @@ class _QPlainConv(_QConv):
             return self._conv_forward(x, self.float_weight(x.dtype), bias)
         is_batch = input.ndim != len(self.kernel_size) + 1
         x, padding = self._padded(input if is_batch else input.unsqueeze(0))
+        bias, bound = self.own_bias(), None
+        if bias is None or bias.dtype == x.dtype:  # torch refuses others, the operator does not
+            bound = self.bound_weight(x)
+        if bound is not None:
+            try:
+                y = self._function(x, bound, bias, self.stride, padding, self.dilation, self.groups)
+            except ValueError as error:
+                self._explain(input, x, error)
+            return y if is_batch else y.squeeze(0)
         activations, input_scale = self.activation_arguments()
         data, scale, shift, latent = self.weight_parts()
         # Not self.weight, which torch searches for.
         weight: Any = self._modules["weight"] if latent is None else latent
         try:
             y = _convolution(
-                x, data, scale, shift, self.own_bias(), qtype.name, self.weight_group_size or 0,
+                x, data, scale, shift, bias, qtype.name, self.weight_group_size or 0,
                 weight.shape, self.stride, padding, self.dilation, self.groups, latent,
                 activations, input_scale,
             )  # fmt: skip
-        except ValueError as error:  # which speaks of the parts
-            dims = len(self.kernel_size)
-            if x.ndim == dims + 2 and x.shape[1] == self.in_channels:
-                raise
-            raise RuntimeError(
-                f"[quantal.{type(self).__name__}] expected input of {dims + 2} dimensions (one "
-                f"sample: {dims + 1}) with {self.in_channels} channels, got {tuple(input.shape)}"
-            ) from error
+        except ValueError as error:
+            self._explain(input, x, error)
         return y if is_batch else y.squeeze(0)
+
+    def _explain(self, input: torch.Tensor, x: torch.Tensor, error: ValueError) -> NoReturn:
+        """Raises torch's kind of error for other channels: `error` speaks of the parts."""
+        dims = len(self.kernel_size)
+        if x.ndim == dims + 2 and x.shape[1] == self.in_channels:
+            raise error
+        raise RuntimeError(
+            f"[quantal.{type(self).__name__}] expected input of {dims + 2} dimensions (one "
+            f"sample: {dims + 1}) with {self.in_channels} channels, got {tuple(input.shape)}"
+        ) from error
 
     def _padded(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
         """The input and the zeros that are left to add on both sides of it."""
@@ -119,15 +133,21 @@ class _QPlainConv(_QConv):
 class QConv1d(_QPlainConv, torch.nn.Conv1d):
     """Conv1d with a quantized weight."""
 
+    _function = staticmethod(F.conv1d)
+
 
 @register_qmodule(torch.nn.Conv2d)
 class QConv2d(_QPlainConv, torch.nn.Conv2d):
     """Conv2d with a quantized weight."""
 
+    _function = staticmethod(F.conv2d)
+
 
 @register_qmodule(torch.nn.Conv3d)
 class QConv3d(_QPlainConv, torch.nn.Conv3d):
     """Conv3d with a quantized weight."""
+
+    _function = staticmethod(F.conv3d)
 
 
 class _QTransposedConv(_QConv):

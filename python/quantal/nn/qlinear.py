@@ -1,6 +1,6 @@
 """torch.nn.Linear with a quantized weight."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -37,6 +37,12 @@ class QLinear(QModuleMixin, torch.nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """x (…, in) to (…, out), in x's dtype. RuntimeError, as torch's, for another width."""
         qtype = self.weight_qtype
+        bound = self.bound_weight(input)
+        if bound is not None:
+            try:
+                return torch.nn.functional.linear(input, bound, self.own_bias())
+            except ValueError as error:
+                self._explain(input, error)
         if qtype is None:
             return torch.nn.functional.linear(self.fake_quantized(input), self.weight, self.bias)
         if transforms_active():
@@ -55,11 +61,15 @@ class QLinear(QModuleMixin, torch.nn.Linear):
                 input, data, scale, shift, self.own_bias(), qtype.name, self.weight_group_size or 0,
                 latent, activations, input_scale,
             )  # fmt: skip
-        except ValueError as error:  # which speaks of the parts
-            columns = self.weight.shape[1]
-            if input.shape[-1:] == (columns,):
-                raise
-            raise RuntimeError(
-                f"[quantal.QLinear] expected input of shape (…, in_features) = (…, {columns}), got "
-                f"{tuple(input.shape)}"
-            ) from error
+        except ValueError as error:
+            self._explain(input, error)
+
+    def _explain(self, input: torch.Tensor, error: ValueError) -> NoReturn:
+        """Raises torch's kind of error for another width: `error` speaks of the parts."""
+        columns = self.weight.shape[1]
+        if input.shape[-1:] == (columns,):
+            raise error
+        raise RuntimeError(
+            f"[quantal.QLinear] expected input of shape (…, in_features) = (…, {columns}), got "
+            f"{tuple(input.shape)}"
+        ) from error

@@ -10,6 +10,7 @@ from ..optimizers import AffineOptimizer, Optimizer, SymmetricOptimizer, default
 from ..qtype import find_qtype
 from ..qtype import qtype as QType  # noqa: N812
 from ..tensor import QTensor, quantize_weight, wrap
+from .direct import calls_directly
 from .qweight import QWeight
 from .straight_through import straight_through, transforms_active
 
@@ -298,6 +299,16 @@ class QModuleMixin(_Module):
         weight = self.weight
         return (*self._encode(weight), weight)
 
+    def bound_weight(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The weight for a function of torch.nn.functional with `x`, which quantizes activations as
+        this module does (direct.py); None where the operators have to be called."""
+        frozen: Any = self._modules.get("weight")
+        if frozen is None or not calls_directly(x):
+            return None
+        if self.activation_qtype is None:
+            return frozen.bound("", None)
+        return frozen.bound(*self.activation_arguments())
+
     def _encode(self, weight: torch.Tensor) -> tuple:
         qtype, group = self.weight_qtype, self.weight_group_size or 0
         optimizer = self.optimizer
@@ -422,7 +433,7 @@ class QModuleMixin(_Module):
         if self.activation_qtype is None or self._calibration is not None:
             return "", None
         is_static = self._input_calibrated and not self.dynamic
-        return self.activation_qtype.name, self.input_scale if is_static else None
+        return self.activation_qtype.name, self._buffers["input_scale"] if is_static else None
 
     def fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
         """`x` rounded as the input of this module is."""

@@ -1,5 +1,6 @@
 """The frozen weight of a module: a child module that behaves like a quantized tensor."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from ..qtype import qtype as QType  # noqa: N812
 from ..tensor import QTensor, QuantizedLike, wrap, writes, written
 
 __all__ = ["PackedCodes", "QWeight"]
+
+_NOT_BOUND = (None,) * 6
 
 
 class Part(torch.nn.Parameter):
@@ -115,6 +118,10 @@ class QWeight(QuantizedLike, _Parts):
     grad = None
     #: Signal-to-noise ratio of the quantization, where it is known.
     snr_db: float | None = None
+    #: Parts, activations and their scale, and the weight that is bound to them.
+    _bound: tuple = _NOT_BOUND
+    #: A weak reference to the data of the last call.
+    _last_data: Any = None
 
     def __init__(
         self,
@@ -150,18 +157,64 @@ class QWeight(QuantizedLike, _Parts):
         return data, parts["_scale"], parts["_shift"]
 
     def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """What calling gives, without what calls cost where no hook wants them: every call of a
-        quantized module comes by, which is why forward() is written out."""
+        """What calling gives, without what calls cost where no hook wants them."""
+        return self._parts_without_hooks() or self()
+
+    def _parts_without_hooks(self) -> tuple | None:
+        """None where there are hooks. Every call of a quantized module comes by, which is why
+        forward() is written out."""
         if self._forward_pre_hooks or self._forward_hooks or "forward" in self.__dict__:
-            return self()
+            return None
         parts: dict[str, Any] = self._parameters
         modules = self._modules
         if not modules:
             return parts["_data"], parts["_scale"], parts["_shift"]
         packed: Any = modules["_data"]
         if packed._forward_pre_hooks or packed._forward_hooks or "forward" in packed.__dict__:
-            return self.forward()
+            return None
         return packed._parameters["_data"], parts["_scale"], parts["_shift"]
+
+    def bound(self, activations: str, input_scale: torch.Tensor | None) -> torch.Tensor | None:
+        """The bound weight (direct.py) with activations of that qtype and scale; None where the
+        operators have to be called. It is made when the same parts are asked for again: parts that
+        are loaded for every call would otherwise stay in memory."""
+        parts = self._parts_without_hooks()
+        if parts is None:
+            if self._bound is not _NOT_BOUND:
+                self._bound = _NOT_BOUND
+            return None
+        data, scale, shift = parts
+        of_data, of_scale, of_shift, of_activations, of_input_scale, bound = self._bound
+        if (
+            of_data is data
+            and of_scale is scale
+            and of_shift is shift
+            and of_input_scale is input_scale
+            and of_activations == activations
+        ):
+            return bound
+        return self._bind(parts, activations, input_scale)
+
+    def _bind(
+        self, parts: tuple, activations: str, input_scale: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        data, scale, shift = parts
+        is_known = self._last_data is not None and self._last_data() is data
+        self._last_data, self._bound = weakref.ref(data), _NOT_BOUND
+        # Not what FSDP and others put in their place.
+        is_own = type(data) is Part and type(scale) is Part and data.device.type == "cpu"
+        if not is_known or not is_own:
+            return None
+        bound = ops.bind_weight(
+            data, scale, shift, self.qtype.name, self.group_size, self.shape, self.dtype,
+            activations, input_scale,
+        )  # fmt: skip
+        self._bound = data, scale, shift, activations, input_scale, bound
+        return bound
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and files have no bound weight.
+        return {k: v for k, v in self.__dict__.items() if k not in ("_bound", "_last_data")}
 
     def tensor(self) -> torch.Tensor:
         """The parts as a QTensor."""
