@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""What calling a frozen quantal.nn.QLinear takes over calling its operator; beside torch's Linear.
+"""What calling a frozen quantal.nn.QLinear takes beside the product itself; torch's Linear, too.
 
-The two take turns; what is told is the median of the differences between neighbouring turns, so
-that what else the machine does meets both.
+Modules call torch's function, which notes when it begins and ends: what is told is the
+time of a call before and after that, less what the notes take, as medians. So the product, whose
+time differs from call to call by more than all of this, is left out, but not what it does to the
+caches.
 """
 
 import argparse
@@ -17,10 +19,8 @@ import machine
 import report
 from tqdm import tqdm
 
-Call = Callable[[], Any]
-FLOAT = "torch.nn.Linear"
 SCHEMES = (
-    (FLOAT, "", None),
+    ("torch.nn.Linear", "", None),
     ("qint8", "qint8", None),
     ("qint4", "qint4", None),
     ("qint8, dynamic int8 activations", "qint8", "dynamic-qint8"),
@@ -37,69 +37,87 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--sizes", type=int, nargs="+", default=[64, 4096], help="rows and columns (%(default)s)")
-    add("--turns", type=int, default=300, help="of each of the two (%(default)s)")
-    add("--seconds", type=float, default=0.005, help="length of a turn (%(default)s)")
+    add("--calls", type=int, default=1500, help="of each of them (%(default)s)")
     add("--threads", type=int, default=2, help="threads (%(default)s)")
     add("--build", type=Path, default=machine.ROOT / "build" / "release", help="build folder")
     add("--output", type=Path, default=machine.ROOT / "build" / "bench-results", help="folder")
-    add("--quick", action="store_true", help="few short turns: to see that it runs")
+    add("--quick", action="store_true", help="few calls: to see that it runs")
     given = parser.parse_args()
     if given.quick:
-        given.sizes, given.turns, given.seconds = [64], 5, 0.001
+        given.sizes, given.calls = [64], 10
     return given
 
 
-def pair(size: int, weights: str, activations: str | None) -> tuple[Call, Call]:
-    """The operator with the module's own arguments, and the module."""
+class Stamps:
+    """torch's function, which notes when it was last called and when it returned."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.begin = self.end = 0
+        self.arguments: tuple = ()
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.arguments = arguments
+        self.begin = time.perf_counter_ns()
+        result = self.function(*arguments)
+        self.end = time.perf_counter_ns()
+        return result
+
+    def around(self, call: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
+        """Microseconds of a call: outside of the function, and within."""
+        begin = time.perf_counter_ns()
+        call(*arguments)
+        end = time.perf_counter_ns()
+        inside = self.end - self.begin
+        return (end - begin - inside) / 1000, inside / 1000
+
+
+def make_module(size: int, weights: str, activations: str | None, x: Any) -> Any:
+    """A linear layer, frozen where it is quantized."""
     import quantal
     import torch
 
     torch.manual_seed(0)
-    x = torch.randn(1, size)
-    linear = torch.nn.Linear(size, size)
-    if not weights:
-        return (lambda: torch.nn.functional.linear(x, linear.weight, linear.bias)), (
-            lambda: linear(x)
-        )
-    model = torch.nn.Sequential(linear)
-    quantal.quantize(model, weights=weights, activations=activations)
-    if activations == "qint8":
-        with quantal.Calibration(model):
-            model(x)
-    quantal.freeze(model)
-    module: Any = model[0]
-    data, scale, shift = module.weight.parts()
-    name, input_scale = module.activation_arguments()
-    operator, group = torch.ops.quantal.linear.default, module.weight_group_size or 0
-    bias, qtype = module.bias, module.weight_qtype.name
-    return (
-        lambda: operator(x, data, scale, shift, bias, qtype, group, None, name, input_scale)
-    ), lambda: module(x)
-
-
-def turn(call: Call, count: int) -> float:
-    """Microseconds of one of `count` calls."""
-    begin = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - begin) / count * 1e6
+    model = torch.nn.Sequential(torch.nn.Linear(size, size))
+    if weights:
+        quantal.quantize(model, weights=weights, activations=activations)
+        if activations == "qint8":
+            with quantal.Calibration(model):
+                model(x)
+        quantal.freeze(model)
+    return model[0]
 
 
 def measure(size: int, scheme: tuple, given: argparse.Namespace) -> dict[str, Any]:
-    """One scheme."""
-    operator, module = pair(size, *scheme[1:])
-    count = max(1, int(given.seconds * 1e6 / turn(operator, 20)))
-    operators, modules = [], []
-    for number in range(given.turns):
-        pairs = [(operator, operators), (module, modules)]
-        for call, taken in pairs if number % 2 else reversed(pairs):
-            taken.append(turn(call, count))
+    """One scheme. The module, the function alone and a module that does no more than call it take
+    turns."""
+    import torch
+    from quantal.nn import qlinear
+
+    class Empty(torch.nn.Module):
+        def forward(self, *arguments: Any) -> Any:
+            return stamps(*arguments)
+
+    name, weights, activations = scheme
+    x = torch.randn(1, size)
+    module, empty = make_module(size, weights, activations, x), Empty()
+    stamps = Stamps(torch.nn.functional.linear)
+    torch.nn.functional.linear = qlinear._torch_linear = stamps
+    try:
+        for _ in range(3):  # then the weight is bound
+            module(x)
+        arguments = stamps.arguments
+        calls = ((module, (x,)), (stamps, arguments), (empty, arguments))
+        taken = [[stamps.around(call, *args) for call, args in calls] for _ in range(given.calls)]
+    finally:
+        torch.nn.functional.linear = qlinear._torch_linear = stamps.function
+    outside = [[turn[i][0] - turn[1][0] for turn in taken] for i in (0, 2)]
     return {
-        "scheme": scheme[0],
+        "scheme": name,
         "size": size,
-        "operator_us": median(operators),
-        "module_us": median(modules),
-        "over_us": median(m - o for m, o in zip(modules, operators, strict=True)),
+        "function_us": median(turn[0][1] for turn in taken),
+        "module_us": median(outside[0]),
+        "empty_us": median(outside[1]),
     }
 
 
@@ -110,7 +128,7 @@ def markdown(document: dict[str, Any]) -> str:
         [
             r["scheme"],
             f"{r['size']} x {r['size']}",
-            *(f"{r[key]:.1f}" for key in ("operator_us", "module_us", "over_us")),
+            *(f"{r[key]:.1f}" for key in ("function_us", "module_us", "empty_us")),
         ]
         for r in document["results"]
     ]
@@ -121,7 +139,7 @@ def markdown(document: dict[str, Any]) -> str:
         f"({', '.join(about['flags'])}), {settings['threads']} threads, {document['version']}. One "
         "token, inference mode, microseconds.",
         "",
-        *report.table(["layer", "size", "operator", "module", "over the operator"], rows),
+        *report.table(["layer", "size", "function", "module beside it", "empty module"], rows),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -144,8 +162,7 @@ def main() -> int:
         "version": f"torch {torch.__version__}",
         "settings": {
             "threads": given.threads,
-            "turns": given.turns,
-            "seconds": given.seconds,
+            "calls": given.calls,
             "command": " ".join(["benchmarks/python_call.py", *sys.argv[1:]]),
         },
         "results": results,

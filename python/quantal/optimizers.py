@@ -174,8 +174,10 @@ class HqqOptimizer(MaxOptimizer):
 
 
 def _mean_error(weight: torch.Tensor, qtype: QType, group_size: int, encode: Any) -> float:
-    parts = encode(weight, qtype, group_size)
-    value = ops.decode(*parts, qtype.name, group_size, list(weight.shape), torch.float32)
+    data, scale, shift = encode(weight, qtype, group_size)
+    value = ops.decode(
+        data, scale, shift, qtype.name, group_size, list(weight.shape), torch.float32
+    )
     return (value - weight.detach()).abs().mean().item()
 
 

@@ -128,6 +128,7 @@ void QTensorImpl::shallow_copy_from(const c10::intrusive_ptr<c10::TensorImpl>& o
   }
   weight = source->weight;
   activation = source->activation;
+  bound = source->bound;
   transposed = source->transposed;
   copy_tensor_metadata(source, this, version_counter(), allow_tensor_metadata_change());
   if (!weight || !weight->scheme()) return;

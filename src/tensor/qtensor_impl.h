@@ -64,7 +64,7 @@ struct QTensorImpl final : c10::TensorImpl {
   /// Tells a 1 x 1 weight from its transpose.
   bool transposed = false;
   /// Of a weight that bind_weight() made; aliases have none.
-  std::shared_ptr<const BoundArguments> bound;
+  std::shared_ptr<const BoundWeight> bound;
 
   void set_geometry(const Geometry& geometry);
   c10::intrusive_ptr<QTensorImpl> shallow_copy() const;

@@ -35,6 +35,19 @@ WeightCell::WeightCell(std::optional<WeightScheme> scheme, std::shared_ptr<const
       device_(codes->data.device()),
       codes_(std::move(codes)) {}
 
+std::shared_ptr<WeightCell> WeightCell::without_value(at::IntArrayRef sizes, at::ScalarType dtype) {
+  const at::Tensor nothing = at::empty(sizes, at::dtype(dtype).device(at::kMeta));
+  auto cell = std::make_shared<WeightCell>(std::nullopt, nothing);
+  cell->has_value_ = false;
+  return cell;
+}
+
+const at::Tensor& WeightCell::latent() const {
+  TORCH_CHECK(has_value_,
+              "[quantal] a bound weight is for linear and convolution: its value is the module's");
+  return latent_;
+}
+
 WeightCell::CacheKey WeightCell::cache_key() const {
   return {latent_._version(), latent_.const_data_ptr()};
 }

@@ -23,9 +23,12 @@ class WeightCell {
   WeightCell(std::optional<WeightScheme> scheme, at::Tensor latent);
   /// Frozen.
   WeightCell(std::optional<WeightScheme> scheme, std::shared_ptr<const WeightCodes> codes);
+  /// Of a bound weight (bound_weight.h): live, of `sizes`, and without a value to read or write.
+  static std::shared_ptr<WeightCell> without_value(at::IntArrayRef sizes, at::ScalarType dtype);
 
   bool live() const { return latent_.defined(); }
-  const at::Tensor& latent() const { return latent_; }
+  /// Raises for a cell without a value.
+  const at::Tensor& latent() const;
   const std::optional<WeightScheme>& scheme() const { return scheme_; }
   /// The logical sizes: (rows, …).
   at::IntArrayRef sizes() const { return live() ? latent_.sizes() : at::IntArrayRef(sizes_); }
@@ -84,6 +87,7 @@ class WeightCell {
   std::vector<Watched> watched_;
   bool has_unwatched_view_ = false;  ///< made under InferenceMode, where nothing counts versions
   bool lost_write_ = false;
+  bool has_value_ = true;
 };
 
 }  // namespace quantal

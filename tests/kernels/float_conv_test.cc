@@ -29,6 +29,13 @@ std::vector<ConvShape> large_shapes() {
        .input = {1, 19, 17},
        .kernel = {1, 3, 3}},
       {.channels = 64, .rows = 64, .groups = 4, .input = {1, 24, 25}, .padding = {0, 1, 0}},
+      // Packed in blocks that begin within a group, for few positions.
+      {.channels = 256,
+       .rows = 768,
+       .groups = 4,
+       .input = {1, 2, 3},
+       .kernel = {1, 3, 3},
+       .padding = {0, 1, 1}},
   };
 }
 

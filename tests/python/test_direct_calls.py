@@ -2,9 +2,7 @@
 the operators compute, and only where nobody looks at those."""
 
 import copy
-import gc
 import pickle
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +11,8 @@ import quantal
 import torch
 from quantized import QTYPES
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ACTIVATIONS = (None, "dynamic-qint8", "qint8", "qfloat8_e4m3fn")
@@ -38,15 +38,19 @@ def frozen(
         with quantal.Calibration(model):
             model(x)
     quantal.freeze(model)
-    model[0].weight._bound = copy.copy(type(model[0].weight)._bound)
     return model[0], x
+
+
+def is_bound(module: Any) -> bool:
+    bound = module._bound_weight(torch.empty(0), None)
+    return bound is not None
 
 
 def by_operators(module: Any, x: torch.Tensor) -> torch.Tensor:
     """What a copy, which has no bound weight, gives."""
     other = copy.deepcopy(module)
     y = other(x)
-    assert other.bound_weight(torch.empty(0)) is not None  # it would be the second call
+    assert is_bound(other)  # it would be the second call
     return y
 
 
@@ -54,7 +58,7 @@ def bind(module: Any, x: torch.Tensor) -> torch.Tensor:
     """What the module gives once its weight is bound."""
     for _ in range(2):
         module(x)
-    assert module.bound_weight(torch.empty(0)) is not None
+    assert is_bound(module)
     return module(x)
 
 
@@ -165,6 +169,29 @@ def test_follows_the_dtype() -> None:
         assert torch.equal(y, wanted)
 
 
+def test_a_bound_weight_is_for_its_function_alone() -> None:
+    module, x = frozen()
+    bind(module, x)
+    bound = module._bound_weight(x, None)
+    assert torch.equal(nn.functional.linear(x, bound, module.bias), module(x))
+    for use in (
+        lambda: x @ bound.t(),
+        lambda: bound + 1,
+        lambda: nn.functional.linear(x, bound.detach()),
+        lambda: torch.conv1d(x.t()[None], bound[..., None]),
+        lambda: bound.copy_(torch.zeros(24, 32)),
+        lambda: bound.zero_(),
+        bound.clone,
+        bound.half,
+        bound.dequantize,
+    ):
+        with pytest.raises(RuntimeError, match="a bound weight is for linear and convolution"):
+            use()
+    module.weight._data = module.weight._data.data.clone()
+    with pytest.raises(RuntimeError, match="codes of a bound weight are gone"):
+        nn.functional.linear(x, bound)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", [nn.Linear, lambda *sizes, bias: nn.Conv1d(*sizes, 1, bias=bias)])
 def test_takes_inputs_of_another_dtype(kind: Any, bias: bool) -> None:
@@ -210,6 +237,18 @@ def test_who_looks_sees_the_operators(name: str, operator: str) -> None:
     torch.testing.assert_close(compiled(x), wanted)
     each = torch.func.vmap(module)(torch.stack([x, -x]))
     torch.testing.assert_close(each[0], wanted)
+    functions = []
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            functions.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watching():
+        module(x)
+    assert any(call.startswith(operator) for call in functions)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(module(x), copy.deepcopy(module)(x))
         assert module(x).dtype == torch.bfloat16
@@ -222,21 +261,68 @@ def test_copies_and_files_have_no_bound_weight() -> None:
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), copy.copy(module)):
         assert torch.equal(other(x), wanted)
         assert torch.equal(bind(other, x), wanted)
-    assert copy.deepcopy(module).weight._bound[-1] is None
+    assert not is_bound(copy.deepcopy(module))
     assert len(pickle.dumps(module)) == size
-    assert "_bound" not in module.state_dict()
 
 
-def test_parts_that_are_replaced_for_every_call_do_not_stay() -> None:
+def moved_away(module: Any) -> None:
+    module.to("meta")
+
+
+def replaced(module: Any) -> None:
+    module.weight._data = module.weight._data.data.clone()
+
+
+@pytest.mark.parametrize("change", [moved_away, replaced, assigned, given_floats])
+def test_codes_do_not_stay_in_memory(change: Callable[[Any], None]) -> None:
     module, x = frozen()
-    data = module.weight._data.data
+    with torch.no_grad():
+        bind(module, x)
+    codes = StorageWeakRef(module.weight._data.untyped_storage())
+    assert not codes.expired()
+    change(module)
+    assert codes.expired()
+
+
+def test_parameters_can_be_swapped() -> None:
+    module, x = frozen()
+    with torch.no_grad():
+        wanted = bind(module, x)
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        module.load_state_dict(state)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert torch.equal(bind(module, x), wanted)
+
+
+def test_takes_the_parts_of_some_rows() -> None:
+    module, x = frozen()
+    wanted = bind(module, x)[:, :8]
+    for part in (module.weight._data, module.weight._scale, module.bias):
+        part.data = part.data[:8].clone()
+    for _ in range(3):
+        assert torch.equal(module(x), wanted)
+
+
+def test_two_modules_with_one_weight() -> None:
+    module, x = frozen(activations="qint8")
+    other = copy.deepcopy(module)
+    other.weight = module.weight
+    other.input_scale.fill_(0.5)
+    wanted = [plain(by_operators(m, x)) for m in (module, other)]
     for _ in range(4):
-        module.weight._data = data.clone()
-        module(x)
-        last = weakref.ref(module.weight._data)
-    module.weight._data = data
-    gc.collect()
-    assert last() is None
+        assert torch.equal(plain(module(x)), wanted[0])
+        assert torch.equal(plain(other(x)), wanted[1])
+
+
+def test_an_input_without_memory_gives_a_shape() -> None:
+    module, x = frozen()
+    bind(module, x)
+    y = module(x.to("meta"))
+    assert y.is_meta
+    assert y.shape == (5, 24)
 
 
 def test_hooks_of_a_weight_run_in_every_call() -> None:
@@ -258,6 +344,9 @@ def test_errors_are_those_of_the_operators(name: str) -> None:
         module(x[:, :-1])
     with pytest.raises(ValueError, match="float input"):
         module(x.long())
+    if name == "conv2d":
+        with pytest.raises(RuntimeError, match=r"QConv2d\] expected input of 4 dimensions"):
+            module(x[0, 0])
     module.weight._scale.data = module.weight._scale.data[:-1]
     with pytest.raises((ValueError, RuntimeError), match="shape"):
         module(x)

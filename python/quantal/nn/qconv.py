@@ -84,11 +84,11 @@ class _QPlainConv(_QConv):
         x, padding = self._padded(input if is_batch else input.unsqueeze(0))
         bias, bound = self.own_bias(), None
         if bias is None or bias.dtype == x.dtype:  # torch refuses others, the operator does not
-            bound = self.bound_weight(x)
+            bound = self._bound_weight(x, bias)
         if bound is not None:
             try:
                 y = self._function(x, bound, bias, self.stride, padding, self.dilation, self.groups)
-            except ValueError as error:
+            except (RuntimeError, ValueError) as error:
                 self._explain(input, x, error)
             return y if is_batch else y.squeeze(0)
         activations, input_scale = self.activation_arguments()
@@ -105,7 +105,7 @@ class _QPlainConv(_QConv):
             self._explain(input, x, error)
         return y if is_batch else y.squeeze(0)
 
-    def _explain(self, input: torch.Tensor, x: torch.Tensor, error: ValueError) -> NoReturn:
+    def _explain(self, input: torch.Tensor, x: torch.Tensor, error: Exception) -> NoReturn:
         """Raises torch's kind of error for other channels: `error` speaks of the parts."""
         dims = len(self.kernel_size)
         if x.ndim == dims + 2 and x.shape[1] == self.in_channels:
@@ -133,21 +133,21 @@ class _QPlainConv(_QConv):
 class QConv1d(_QPlainConv, torch.nn.Conv1d):
     """Conv1d with a quantized weight."""
 
-    _function = staticmethod(F.conv1d)
+    _function = staticmethod(torch.conv1d)
 
 
 @register_qmodule(torch.nn.Conv2d)
 class QConv2d(_QPlainConv, torch.nn.Conv2d):
     """Conv2d with a quantized weight."""
 
-    _function = staticmethod(F.conv2d)
+    _function = staticmethod(torch.conv2d)
 
 
 @register_qmodule(torch.nn.Conv3d)
 class QConv3d(_QPlainConv, torch.nn.Conv3d):
     """Conv3d with a quantized weight."""
 
-    _function = staticmethod(F.conv3d)
+    _function = staticmethod(torch.conv3d)
 
 
 class _QTransposedConv(_QConv):

@@ -11,6 +11,8 @@ from .straight_through import transforms_active
 __all__ = ["QLinear"]
 
 _linear = overload(ops.linear)
+# Not torch.nn.functional.linear, which others replace.
+_torch_linear = torch._C._nn.linear
 
 
 @register_qmodule(torch.nn.Linear)
@@ -37,10 +39,11 @@ class QLinear(QModuleMixin, torch.nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """x (…, in) to (…, out), in x's dtype. RuntimeError, as torch's, for another width."""
         qtype = self.weight_qtype
-        bound = self.bound_weight(input)
+        bias = self.own_bias()
+        bound = self._bound_weight(input, bias)
         if bound is not None:
             try:
-                return torch.nn.functional.linear(input, bound, self.own_bias())
+                return _torch_linear(input, bound, bias)
             except ValueError as error:
                 self._explain(input, error)
         if qtype is None:
@@ -58,8 +61,8 @@ class QLinear(QModuleMixin, torch.nn.Linear):
             activations, input_scale = self.activation_arguments()
         try:
             return _linear(
-                input, data, scale, shift, self.own_bias(), qtype.name, self.weight_group_size or 0,
-                latent, activations, input_scale,
+                input, data, scale, shift, bias, qtype.name, self.weight_group_size or 0, latent,
+                activations, input_scale,
             )  # fmt: skip
         except ValueError as error:
             self._explain(input, error)

@@ -10,7 +10,7 @@ from ..optimizers import AffineOptimizer, Optimizer, SymmetricOptimizer, default
 from ..qtype import find_qtype
 from ..qtype import qtype as QType  # noqa: N812
 from ..tensor import QTensor, quantize_weight, wrap
-from .direct import calls_directly
+from .direct import PLAIN, calls_directly
 from .qweight import QWeight
 from .straight_through import straight_through, transforms_active
 
@@ -299,15 +299,20 @@ class QModuleMixin(_Module):
         weight = self.weight
         return (*self._encode(weight), weight)
 
-    def bound_weight(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The weight for a function of torch.nn.functional with `x`, which quantizes activations as
-        this module does (direct.py); None where the operators have to be called."""
+    def _bound_weight(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """The weight for torch's own function of `x` and `bias` (direct.py); None where the
+        operator has to be called."""
         frozen: Any = self._modules.get("weight")
-        if frozen is None or not calls_directly(x):
+        if (
+            frozen is None
+            or not calls_directly(x)
+            or (bias is not None and type(bias) not in PLAIN)
+        ):
             return None
+        qtype, group_size = self.weight_qtype, self.weight_group_size or 0
         if self.activation_qtype is None:
-            return frozen.bound("", None)
-        return frozen.bound(*self.activation_arguments())
+            return frozen._bound(qtype, group_size, "", None)
+        return frozen._bound(qtype, group_size, *self.activation_arguments())
 
     def _encode(self, weight: torch.Tensor) -> tuple:
         qtype, group = self.weight_qtype, self.weight_group_size or 0
@@ -433,7 +438,11 @@ class QModuleMixin(_Module):
         if self.activation_qtype is None or self._calibration is not None:
             return "", None
         is_static = self._input_calibrated and not self.dynamic
-        return self.activation_qtype.name, self._buffers["input_scale"] if is_static else None
+        if not is_static:
+            return self.activation_qtype.name, None
+        buffers = self._buffers
+        scale = buffers["input_scale"] if "input_scale" in buffers else self.input_scale  # noqa: SIM401
+        return self.activation_qtype.name, scale
 
     def fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
         """`x` rounded as the input of this module is."""
@@ -505,7 +514,7 @@ class QModuleMixin(_Module):
 
     def _has_scales(self, state_dict: dict, prefix: str) -> bool:
         """Whether it must have scales of activations: that of a float model has none."""
-        keys = SCALES
+        keys: tuple[str, ...] = SCALES
         if self.activation_qtype is not None and not self.dynamic:
             keys += ("weight._data", "weight._data._data")
         return any(prefix + key in state_dict for key in keys)

@@ -1,6 +1,5 @@
 """The frozen weight of a module: a child module that behaves like a quantized tensor."""
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,12 +11,14 @@ from ..tensor import QTensor, QuantizedLike, wrap, writes, written
 
 __all__ = ["PackedCodes", "QWeight"]
 
-_NOT_BOUND = (None,) * 6
-
 
 class Part(torch.nn.Parameter):
     """A parameter that never trains: ``model.requires_grad_(True)`` passes it by, which an integer
     parameter would answer with an error."""
+
+    #: Of codes: the bound weight, and with what it was bound (`QWeight._bound`). It does not keep
+    #: the codes in memory, and copies and files have none.
+    bound: tuple | None = None
 
     def __new__(cls, data: torch.Tensor, requires_grad: bool = False) -> "Part":
         return torch.Tensor._make_subclass(cls, data.detach(), False)
@@ -118,10 +119,6 @@ class QWeight(QuantizedLike, _Parts):
     grad = None
     #: Signal-to-noise ratio of the quantization, where it is known.
     snr_db: float | None = None
-    #: Parts, activations and their scale, and the weight that is bound to them.
-    _bound: tuple = _NOT_BOUND
-    #: A weak reference to the data of the last call.
-    _last_data: Any = None
 
     def __init__(
         self,
@@ -174,47 +171,41 @@ class QWeight(QuantizedLike, _Parts):
             return None
         return packed._parameters["_data"], parts["_scale"], parts["_shift"]
 
-    def bound(self, activations: str, input_scale: torch.Tensor | None) -> torch.Tensor | None:
-        """The bound weight (direct.py) with activations of that qtype and scale; None where the
-        operators have to be called. It is made when the same parts are asked for again: parts that
-        are loaded for every call would otherwise stay in memory."""
-        parts = self._parts_without_hooks()
-        if parts is None:
-            if self._bound is not _NOT_BOUND:
-                self._bound = _NOT_BOUND
-            return None
-        data, scale, shift = parts
-        of_data, of_scale, of_shift, of_activations, of_input_scale, bound = self._bound
-        if (
-            of_data is data
-            and of_scale is scale
-            and of_shift is shift
-            and of_input_scale is input_scale
-            and of_activations == activations
-        ):
-            return bound
-        return self._bind(parts, activations, input_scale)
-
-    def _bind(
-        self, parts: tuple, activations: str, input_scale: torch.Tensor | None
+    def _bound(
+        self, qtype: QType, group_size: int, activations: str, input_scale: torch.Tensor | None
     ) -> torch.Tensor | None:
-        data, scale, shift = parts
-        is_known = self._last_data is not None and self._last_data() is data
-        self._last_data, self._bound = weakref.ref(data), _NOT_BOUND
-        # Not what FSDP and others put in their place.
-        is_own = type(data) is Part and type(scale) is Part and data.device.type == "cpu"
-        if not is_known or not is_own:
+        """The bound weight (direct.py) for a module with those, which asks in every call; None
+        where the operator has to be called: the first time that it asks with these parts, since
+        parts may be replaced for every call."""
+        parts = self._parts_without_hooks()
+        if parts is None or type(parts[0]) is not Part:  # FSDP and others put their own there
             return None
-        bound = ops.bind_weight(
-            data, scale, shift, self.qtype.name, self.group_size, self.shape, self.dtype,
-            activations, input_scale,
-        )  # fmt: skip
-        self._bound = data, scale, shift, activations, input_scale, bound
-        return bound
+        data, scale, shift = parts
+        known = data.bound
+        if known is not None:
+            bound, of_scale, of_shift, of_qtype, of_activations, of_input_scale = known
+            if (
+                of_scale is scale
+                and of_shift is shift
+                and of_qtype is qtype
+                and of_activations == activations
+                and of_input_scale is input_scale
+            ):
+                if bound is None:
+                    bound = ops.bind_weight(
+                        data, scale, shift, qtype.name, group_size, self.shape, self.dtype,
+                        activations, input_scale,
+                    )  # fmt: skip
+                    data.bound = (bound, *known[1:])
+                return bound
+        data.bound = None, scale, shift, qtype, activations, input_scale
+        return None
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies and files have no bound weight.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_bound", "_last_data")}
+    def _unbind(self) -> None:
+        packed: Any = self._modules.get("_data", self)
+        data = packed._parameters.get("_data")
+        if type(data) is Part:
+            data.bound = None
 
     def tensor(self) -> torch.Tensor:
         """The parts as a QTensor."""
@@ -309,7 +300,8 @@ class QWeight(QuantizedLike, _Parts):
         self.snr_db = None
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "QWeight":
-        # torch gives the very parameters other data.
+        # torch gives the very parameters other data, and swaps only those that nobody else has.
+        self._unbind()
         parts = self._parameters["_scale"], self._parameters["_shift"]
         before = [None if part is None else part.data for part in parts]
         super()._apply(fn, recurse)
@@ -328,6 +320,7 @@ class QWeight(QuantizedLike, _Parts):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
+        self._unbind()
         key = prefix + ("_data._data" if self.qtype.is_affine else "_data")
         data = self._data._data if isinstance(self._data, PackedCodes) else self._data
         given = state_dict.get(key)
