@@ -10,8 +10,8 @@ import torch
 
 from ._library import ops
 from .nn import QModuleMixin, QWeight
-from .nn.qmodule import check_optimizer, choose_group_size, freeze_for, weight_snr_db
 from .nn.straight_through import straight_through, transforms_active
+from .nn.weight_scheme import check_optimizer, choose_group_size, freeze_for, weight_snr_db
 from .optimizers import Optimizer, default_optimizer
 from .qtype import qtype as QType  # noqa: N812
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from .nn import PackedCodes, QLayerNorm, QModuleMixin, QWeight
-from .nn.qmodule import has_own_forward, has_quantized_kind, weight_snr_db
+from .nn.qmodule import has_own_forward, has_quantized_kind
+from .nn.weight_scheme import weight_snr_db
 from .parameters import schemes_of
 
 __all__ = ["LayerReport", "Report", "report"]
