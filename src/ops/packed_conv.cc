@@ -25,11 +25,12 @@ constexpr std::int64_t kFewProducts = 1 << 22;
 // input and ATen's float convolution take less time.
 constexpr std::int64_t kIntegerRows = 64;
 // Where kernels::grouped_conv() takes less time than ATen: groups of up to so many channels and
-// rows; or where ATen's call takes longer than its products.
-constexpr std::int64_t kThinGroup = 8;
+// rows, or fewer where many products read channels-last pixels; or where ATen's call takes longer
+// than its products.
+constexpr std::int64_t kThinGroup = 8, kThinGroupOfPixels = 4;
 constexpr std::int64_t kFewGroupedProducts = 1 << 18;
-// And kernels::float_conv() for groups of more: from so many columns, up to so many products,
-// beyond which ATen reads its input fewer times.
+// And kernels::float_conv() for groups of more: from so many columns. Beyond so many products ATen
+// reads its input fewer times.
 constexpr std::int64_t kDirectGroupColumns = 64;
 constexpr std::int64_t kManyGroupedProducts = 1 << 26;
 // And of one group, with weights of up to so many elements and columns; over channels-last pixels,
@@ -234,16 +235,16 @@ ConvWay grouped_way(const ConvShape& shape, ChannelOrder order) {
   // Elsewhere they were not measured beside ATen.
   if (kernels::find_float_conv(kernel_isa()) == nullptr) return ConvWay::kAten;
   const std::int64_t products = products_of(shape);
-  const bool is_thin = std::max(shape.group_rows(), shape.group_channels()) <= kThinGroup;
+  const bool is_planes = order == ChannelOrder::kPlanes, is_many = products > kManyGroupedProducts;
+  const std::int64_t thin = is_planes || !is_many ? kThinGroup : kThinGroupOfPixels;
+  const bool is_thin = std::max(shape.group_rows(), shape.group_channels()) <= thin;
   if ((is_thin || products <= kFewGroupedProducts) &&
       kernels::find_grouped_conv(kernel_isa(), shape, order) != nullptr) {
     return ConvWay::kGrouped;
   }
-  if (kernels::takes_groups(shape) && shape.columns() >= kDirectGroupColumns &&
-      products <= kManyGroupedProducts) {
+  if (kernels::takes_groups(shape) && shape.columns() >= kDirectGroupColumns && !is_many) {
     return ConvWay::kDirect;
   }
-  const bool is_planes = order == ChannelOrder::kPlanes;
   return is_planes && has_few_columns(shape, order) ? ConvWay::kGrouped : ConvWay::kAten;
 }
 
