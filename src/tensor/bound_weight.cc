@@ -6,20 +6,13 @@
 
 namespace quantal {
 
-BoundWeight::BoundWeight(BoundArguments arguments)
-    : rest_(std::move(arguments)), data_(rest_.data.getIntrusivePtr()) {
-  rest_.data = at::Tensor();
+at::Tensor BoundWeight::data() const {
+  auto impl = weak_data.lock();
+  TORCH_CHECK(impl.defined(), "[quantal] the codes of a bound weight are gone");
+  return at::Tensor(std::move(impl));
 }
 
-BoundArguments BoundWeight::arguments() const {
-  BoundArguments arguments = rest_;
-  auto data = data_.lock();
-  TORCH_CHECK(data.defined(), "[quantal] the codes of a bound weight are gone");
-  arguments.data = at::Tensor(std::move(data));
-  return arguments;
-}
-
-at::Tensor bind_weight(BoundArguments arguments, at::ScalarType dtype) {
+at::Tensor bind_weight(BoundWeight arguments, at::ScalarType dtype) {
   // Also where it is first called under InferenceMode, which it outlives.
   const c10::InferenceMode normal(false);
   at::Tensor weight = make_weight(WeightCell::without_value(arguments.sizes, dtype), dtype);

@@ -209,8 +209,8 @@ void register_ops(torch::Library& m) {
          std::string_view qtype, std::int64_t group_size, at::IntArrayRef sizes,
          at::ScalarType dtype, std::string_view activations,
          const std::optional<at::Tensor>& input_scale) {
-        return bind_weight({data, scale, shift, std::string(qtype), group_size, sizes.vec(),
-                            std::string(activations), input_scale},
+        return bind_weight({WeakTensor(data.getIntrusivePtr()), scale, shift, std::string(qtype),
+                            group_size, sizes.vec(), std::string(activations), input_scale},
                            dtype);
       });
   m.def(

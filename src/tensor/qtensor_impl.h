@@ -10,11 +10,12 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/TensorImpl.h>
 
-#include "tensor/bound_weight.h"
 #include "tensor/layer_state.h"
 #include "tensor/weight_cell.h"
 
 namespace quantal {
+
+struct BoundWeight;  // tensor/bound_weight.h
 
 /// What an activation is, shared by every alias of it: `codes` or, after a write that codes cannot
 /// hold, the float `value`, both flat. Each alias's sizes, strides and storage offset say which

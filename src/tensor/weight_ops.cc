@@ -67,9 +67,8 @@ OptionalTensor scale_of(const at::Tensor& x, c10::string_view activations,
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
   if (const BoundWeight* bound = bound_weight(weight)) {
-    const BoundArguments w = bound->arguments();
-    return linear_op(x, w.data, w.scale, w.shift, given(bias), w.qtype, w.group_size, std::nullopt,
-                     w.activations, w.input_scale);
+    return linear_op(x, bound->data(), bound->scale, bound->shift, given(bias), bound->qtype,
+                     bound->group_size, std::nullopt, bound->activations, bound->input_scale);
   }
   const at::Tensor added = bias ? dequantize_ste(*bias) : at::Tensor();
   if (is_weight(weight) && weight.dim() == 2 && !is_transposed_weight(weight)) {
@@ -141,11 +140,11 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const Opti
                        c10::SymIntArrayRef output_padding, c10::SymInt groups) {
   const BoundWeight* bound = bound_weight(weight);
   if (bound != nullptr && !transposed) {
-    const BoundArguments w = bound->arguments();
-    return convolution_op(x, w.data, w.scale, w.shift, given(bias), w.qtype, w.group_size, w.sizes,
-                          C10_AS_INTARRAYREF_SLOW(stride), C10_AS_INTARRAYREF_SLOW(padding),
-                          C10_AS_INTARRAYREF_SLOW(dilation), groups.expect_int(), std::nullopt,
-                          w.activations, w.input_scale);
+    return convolution_op(x, bound->data(), bound->scale, bound->shift, given(bias), bound->qtype,
+                          bound->group_size, bound->sizes, C10_AS_INTARRAYREF_SLOW(stride),
+                          C10_AS_INTARRAYREF_SLOW(padding), C10_AS_INTARRAYREF_SLOW(dilation),
+                          groups.expect_int(), std::nullopt, bound->activations,
+                          bound->input_scale);
   }
   const auto layer = layer_of(weight);
   // One scale a sample is part of the integer kernel.
