@@ -16,7 +16,8 @@ enum class Isa {
   kAvxVnni,      ///< and AVX-VNNI
   kAvx512,       ///< AVX2 and AVX-512 F, BW, DQ and VL
   kAvx512Vnni,   ///< and AVX-512 VNNI
-  kAvx512Bf16,   ///< and AVX-512 BF16 and VBMI
+  kAvx512Vbmi,   ///< and AVX-512 VBMI
+  kAvx512Bf16,   ///< and AVX-512 BF16
   kNeon,         ///< every AArch64
   kNeonDotprod,  ///< and FEAT_DotProd
   kNeonI8mm,     ///< and FEAT_I8MM

@@ -34,6 +34,8 @@ struct QUANTAL_API ConvShape {
   std::int64_t group_rows() const { return rows / groups; }
   /// Elements of a row of the weight, in the order (channel, kernel).
   std::int64_t columns() const { return group_channels() * taps(); }
+  /// Of the whole batch.
+  std::int64_t products() const { return batch * positions() * rows * columns(); }
   /// One output channel for each input channel, of which it reads no other.
   bool is_depthwise() const { return groups == channels && rows == channels && channels > 1; }
 

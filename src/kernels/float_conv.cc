@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/variants.h"
+
 namespace quantal::kernels {
 namespace {
 
@@ -73,14 +75,26 @@ void ConvInput::copy(const FloatConvArgs& args, ConvertFloats convert,
   const std::int64_t lines = padded_[0] * padded_[1];
   const ParallelFor threads = shape_.batch * sample_stride() < kSerial ? serial_for : parallel_for;
   threads(shape_.batch * planes * lines, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t plane = i / lines, sample = plane / planes, channel = plane % planes;
-      const std::int64_t depth = i % lines / padded_[1], height = i % lines % padded_[1];
-      float* to = scratch_.data() + sample * sample_stride() + channel * channel_stride_ +
-                  i % lines * padded_[2] * pixel_stride_;
-      copy_line(args, convert, plane, depth - shape_.padding[0], height - shape_.padding[1], to);
+    for (std::int64_t i = begin; i < end;) {
+      const std::int64_t plane = i / lines, first = i % lines;
+      const std::int64_t last = std::min(lines, first + end - i);
+      float* const to =
+          scratch_.data() + plane / planes * sample_stride() + plane % planes * channel_stride_;
+      copy_lines(args, convert, plane, first, last, to);
+      i += last - first;
     }
   });
+}
+
+// Lines [first, last) of a plane that begins at `to`. Counted, not divided: a line may be short.
+void ConvInput::copy_lines(const FloatConvArgs& args, ConvertFloats convert, std::int64_t plane,
+                           std::int64_t first, std::int64_t last, float* to) const {
+  std::int64_t depth = first / padded_[1], height = first % padded_[1];
+  for (std::int64_t line = first; line < last; ++line) {
+    copy_line(args, convert, plane, depth - shape_.padding[0], height - shape_.padding[1],
+              to + line * padded_[2] * pixel_stride_);
+    if (++height == padded_[1]) height = 0, ++depth;
+  }
 }
 
 void ConvInput::copy_line(const FloatConvArgs& args, ConvertFloats convert, std::int64_t plane,
@@ -109,11 +123,12 @@ void ConvInput::copy_line(const FloatConvArgs& args, ConvertFloats convert, std:
 }
 
 const FloatConvKernel* find_float_conv(Isa isa) {
+  return best_variant<const FloatConvKernel*>(isa, {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni) return &float_conv__avx2;
+                                                       {Isa::kAvx512, &float_conv__avx512},
+                                                       {Isa::kAvx2, &float_conv__avx2},
 #endif
-  static_cast<void>(isa);
-  return nullptr;
+                                                   });
 }
 
 void float_conv(Isa isa, const FloatConvArgs& args, const ParallelFor& parallel_for) {

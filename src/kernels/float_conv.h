@@ -66,6 +66,8 @@ class ConvInput {
   void find_positions();
   void copy(const FloatConvArgs& args, ConvertFloats convert,
             const ParallelFor& parallel_for) const;
+  void copy_lines(const FloatConvArgs& args, ConvertFloats convert, std::int64_t plane,
+                  std::int64_t first, std::int64_t last, float* to) const;
   void copy_line(const FloatConvArgs& args, ConvertFloats convert, std::int64_t plane,
                  std::int64_t depth, std::int64_t height, float* to) const;
 
@@ -104,6 +106,6 @@ QUANTAL_API const FloatConvKernel* find_float_conv(Isa isa);
 QUANTAL_API void float_conv(Isa isa, const FloatConvArgs& args,
                             const ParallelFor& parallel_for = serial_for);
 
-extern const FloatConvKernel float_conv__avx2;
+extern const FloatConvKernel float_conv__avx2, float_conv__avx512;
 
 }  // namespace quantal::kernels

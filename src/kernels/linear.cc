@@ -8,6 +8,7 @@ LinearKernel find_linear(Isa isa, const WeightSpec&) {
   return best_variant<LinearKernel>(isa, {
 #if defined(__x86_64__)
                                              {Isa::kAvx512Bf16, linear__avx512_bf16},
+                                             {Isa::kAvx512Vbmi, linear__avx512_vbmi},
                                              {Isa::kAvx512, linear__avx512},
                                              {Isa::kAvx2, linear__avx2},
 #elif defined(__aarch64__)

@@ -63,6 +63,7 @@ void dequantize_range__neon(const PackedLayout& layout, const std::byte* weight,
 void linear__portable(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx2(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx512(const LinearArgs& args, const ParallelFor& parallel_for);
+void linear__avx512_vbmi(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx512_bf16(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__neon(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__neon_bf16(const LinearArgs& args, const ParallelFor& parallel_for);

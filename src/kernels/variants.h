@@ -17,6 +17,8 @@ struct Variant {
 constexpr Isa next_best(Isa isa) {
   switch (isa) {
     case Isa::kAvx512Bf16:
+      return Isa::kAvx512Vbmi;
+    case Isa::kAvx512Vbmi:
       return Isa::kAvx512Vnni;
     case Isa::kAvx512Vnni:
       return Isa::kAvx512;

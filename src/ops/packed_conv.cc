@@ -12,48 +12,17 @@
 namespace quantal {
 namespace {
 
-// Up to so many positions in all, and from so many elements of the weight on, it takes more than a
-// twentieth of a float convolution's time to dequantize the weight.
-constexpr std::int64_t kFewPositions = 128;
-constexpr std::int64_t kLargeWeight = 1 << 15;
-// Where kernels::float_conv() gains more by not dequantizing than it loses to ATen's convolution of
-// many positions: from so many elements of the weight for each of them; or where ATen's call takes
-// longer than its products.
-constexpr std::int64_t kLargeShare = 64;
-constexpr std::int64_t kFewProducts = 1 << 22;
-// Rows of a group from which on products of codes make up for writing patches; below, rounding the
-// input and ATen's float convolution take less time.
-constexpr std::int64_t kIntegerRows = 64;
-// Where kernels::grouped_conv() takes less time than ATen: groups of up to so many channels and
-// rows, or fewer where many products read channels-last pixels; or where ATen's call takes longer
-// than its products.
-constexpr std::int64_t kThinGroup = 8, kThinGroupOfPixels = 4;
-constexpr std::int64_t kFewGroupedProducts = 1 << 18;
-// And kernels::float_conv() for groups of more: from so many columns. Beyond so many products ATen
-// reads its input fewer times.
-constexpr std::int64_t kDirectGroupColumns = 64;
-constexpr std::int64_t kManyGroupedProducts = 1 << 26;
-// And of one group, with weights of up to so many elements and columns; over channels-last pixels,
-// which suit ATen's products, those of one tap up to so many products.
-constexpr std::int64_t kThinWeight = 1 << 14;
-constexpr std::int64_t kThinColumns = 160;
-constexpr std::int64_t kFewTapProducts = 1 << 23;
-
 using kernels::ChannelOrder;
 using kernels::ConvShape;
-
-std::int64_t products_of(const ConvShape& shape) {
-  return shape.batch * shape.positions() * shape.rows * shape.columns();
-}
 
 // Contiguous, in x's memory format.
 at::Tensor dense(const at::Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
 
-ChannelOrder order_of(at::MemoryFormat format) {
-  return format == at::MemoryFormat::Contiguous ? ChannelOrder::kPlanes : ChannelOrder::kLast;
-}
 // Of a dense tensor.
-ChannelOrder order_of(const at::Tensor& x) { return order_of(x.suggest_memory_format()); }
+ChannelOrder order_of(const at::Tensor& x) {
+  return x.suggest_memory_format() == at::MemoryFormat::Contiguous ? ChannelOrder::kPlanes
+                                                                   : ChannelOrder::kLast;
+}
 
 // Batch, rows and the output's dimensions, of which there are `dims` - 2.
 std::vector<std::int64_t> output_sizes(const ConvShape& shape, std::int64_t dims) {
@@ -82,7 +51,7 @@ at::Tensor run_float_conv(const ConvShape& shape, const kernels::PackedLayout& l
                                 .x = input.const_data_ptr(),
                                 .y = y.mutable_data_ptr(),
                                 .bias = data_of(added)},
-         threads_for(products_of(shape)));
+         threads_for(shape.products()));
   return y;
 }
 
@@ -204,65 +173,8 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
                                                      .y = y.mutable_data_ptr(),
                                                      .bias = data_of(added),
                                                      .y_scale = output_scale},
-                                                    threads_for(products_of(shape)));
+                                                    threads_for(shape.products()));
   return all_have_codes ? y : at::Tensor();
-}
-
-bool gains_from_codes(const ConvShape& shape, const WeightCodes& weight) {
-  if (shape.group_rows() >= kIntegerRows) return true;
-  const Isa isa = kernel_isa();
-  // Elsewhere it was not measured beside ATen.
-  if (kernels::find_grouped_conv(isa, {}, ChannelOrder::kPlanes) == nullptr) return false;
-  const kernels::PackedLayout layout(spec_of(weight));
-  // In one order or the other, so that both round the same.
-  return kernels::goes_without_patches(isa, shape, layout, ChannelOrder::kPlanes) ||
-         kernels::goes_without_patches(isa, shape, layout, ChannelOrder::kLast);
-}
-
-namespace {
-
-bool has_few_columns(const ConvShape& shape, ChannelOrder order) {
-  const std::int64_t columns = shape.columns();
-  if (columns > kThinColumns || shape.rows * columns > kThinWeight ||
-      kernels::find_grouped_conv(kernel_isa(), shape, order) == nullptr) {
-    return false;
-  }
-  return order == ChannelOrder::kPlanes || shape.taps() > 1 ||
-         products_of(shape) <= kFewTapProducts;
-}
-
-ConvWay grouped_way(const ConvShape& shape, ChannelOrder order) {
-  // Elsewhere they were not measured beside ATen.
-  if (kernels::find_float_conv(kernel_isa()) == nullptr) return ConvWay::kAten;
-  const std::int64_t products = products_of(shape);
-  const bool is_planes = order == ChannelOrder::kPlanes, is_many = products > kManyGroupedProducts;
-  const std::int64_t thin = is_planes || !is_many ? kThinGroup : kThinGroupOfPixels;
-  const bool is_thin = std::max(shape.group_rows(), shape.group_channels()) <= thin;
-  if ((is_thin || products <= kFewGroupedProducts) &&
-      kernels::find_grouped_conv(kernel_isa(), shape, order) != nullptr) {
-    return ConvWay::kGrouped;
-  }
-  if (kernels::takes_groups(shape) && shape.columns() >= kDirectGroupColumns && !is_many) {
-    return ConvWay::kDirect;
-  }
-  return is_planes && has_few_columns(shape, order) ? ConvWay::kGrouped : ConvWay::kAten;
-}
-
-}  // namespace
-
-ConvWay conv_way(const ConvShape& shape, at::MemoryFormat format) {
-  if (shape.groups != 1) return grouped_way(shape, order_of(format));
-  if (kernel_isa() == Isa::kPortable) return ConvWay::kAten;
-  const std::int64_t positions = shape.batch * shape.positions();
-  const std::int64_t weight = shape.rows * shape.columns();
-  if (kernels::find_float_conv(kernel_isa()) == nullptr) {
-    const bool gains = positions <= kFewPositions && weight >= kLargeWeight;
-    return gains ? ConvWay::kPatches : ConvWay::kAten;
-  }
-  if (positions <= kernels::kFewCanonicalTokens) return ConvWay::kPatches;
-  const bool gains = weight >= kLargeShare * positions || positions * weight <= kFewProducts;
-  if (gains) return ConvWay::kDirect;
-  return has_few_columns(shape, order_of(format)) ? ConvWay::kGrouped : ConvWay::kAten;
 }
 
 at::Tensor direct_convolution(const PackedWeight& weight, std::int64_t begin,
@@ -298,7 +210,7 @@ at::Tensor grouped_convolution(const at::Tensor& weight, const ConvShape& shape,
                          .x = input.const_data_ptr(),
                          .y = y.mutable_data_ptr(),
                          .bias = data_of(added)},
-                        threads_for(products_of(shape)));
+                        threads_for(shape.products()));
   return y;
 }
 

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "kernels/conv_shape.h"
+#include "ops/conv_way.h"
 #include "ops/packed_weight.h"
 
 namespace quantal {
@@ -47,22 +48,6 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
                                at::ScalarType dtype, const at::Tensor& bias,
                                std::optional<float> output_scale = std::nullopt);
 
-/// Whether integer_convolution() takes less time than rounding the input and a float convolution,
-/// where the weight has to be packed first (benchmarks/conv.py). Precondition:
-/// PackedWeight::takes(weight), its type is an integer.
-bool gains_from_codes(const kernels::ConvShape& shape, const WeightCodes& weight);
-
-/// How a weight-only convolution runs.
-enum class ConvWay : std::uint8_t {
-  kDirect,   ///< direct_convolution()
-  kGrouped,  ///< grouped_convolution() of the dequantized weight
-  kPatches,  ///< patch_convolution()
-  kAten,     ///< at::convolution() of the dequantized weight
-};
-/// The one that takes the least time for an input of that format (benchmarks/conv.py).
-/// Precondition: conv_shape() gave the shape.
-ConvWay conv_way(const kernels::ConvShape& shape, at::MemoryFormat format);
-
 /// Rows [begin, begin + shape.rows) of `weight` by x, read where it lies (kernels/float_conv.h);
 /// bias (rows) of x's dtype or undefined. In x's dtype and memory format.
 /// Precondition: conv_way() == ConvWay::kDirect, PackedWeight::takes_activations(x),
@@ -76,7 +61,7 @@ at::Tensor direct_convolution(const WeightCodes& weight, const kernels::ConvShap
                               const at::Tensor& x, const at::Tensor& bias);
 
 /// In groups (kernels/grouped_conv.h): `weight` (rows, columns) is contiguous fp32. In x's dtype
-/// and memory format. Precondition: conv_way(shape, x's format) == ConvWay::kGrouped,
+/// and memory format. Precondition: conv_way() == ConvWay::kGrouped,
 /// PackedWeight::takes_activations(x).
 at::Tensor grouped_convolution(const at::Tensor& weight, const kernels::ConvShape& shape,
                                const at::Tensor& x, const at::Tensor& bias);

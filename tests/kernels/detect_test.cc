@@ -24,8 +24,8 @@ CpuFeatures everything() {
 
 TEST(Detect, finds_all_that_is_there) {
   EXPECT_EQ(isas_of(everything()),
-            (std::vector<Isa>{Isa::kAvx512Bf16, Isa::kAvx512Vnni, Isa::kAvx512, Isa::kAvxVnni,
-                              Isa::kAvx2, Isa::kPortable}));
+            (std::vector<Isa>{Isa::kAvx512Bf16, Isa::kAvx512Vbmi, Isa::kAvx512Vnni, Isa::kAvx512,
+                              Isa::kAvxVnni, Isa::kAvx2, Isa::kPortable}));
   EXPECT_EQ(isas_of({}), std::vector<Isa>{Isa::kPortable});
 }
 
@@ -62,7 +62,15 @@ TEST(Detect, asks_for_every_part_of_an_instruction_set) {
   EXPECT_EQ(isas_of(without_vbmi).front(), Isa::kAvx512Vnni);
   CpuFeatures without_bf16 = everything();
   without_bf16.leaf7_1_eax &= ~bits({5});
-  EXPECT_EQ(isas_of(without_bf16).front(), Isa::kAvx512Vnni);
+  EXPECT_EQ(isas_of(without_bf16).front(), Isa::kAvx512Vbmi);
+}
+
+TEST(Detect, puts_fp32_before_bf16_where_that_is_slower) {
+  CpuFeatures intel = everything();
+  intel.is_intel = true;
+  const std::vector<Isa> found = isas_of(intel);
+  EXPECT_EQ(std::vector<Isa>(found.begin(), found.begin() + 3),
+            (std::vector<Isa>{Isa::kAvx512Vbmi, Isa::kAvx512Bf16, Isa::kAvx512Vnni}));
 }
 
 }  // namespace

@@ -25,9 +25,10 @@ TEST(Isa, the_best_is_chosen_unless_one_is_named) {
 }
 
 TEST(Isa, the_best_is_first) {
-  for (std::size_t i = 1; i < supported_isas().size(); ++i) {
-    EXPECT_GT(supported_isas()[i - 1], supported_isas()[i]);
-  }
+  std::vector<Isa> isas = supported_isas();
+  std::erase(isas, Isa::kAvx512Bf16);  // which some processors run slower than its parts
+  for (std::size_t i = 1; i < isas.size(); ++i) EXPECT_GT(isas[i - 1], isas[i]);
+  EXPECT_EQ(isas.back(), Isa::kPortable);
 }
 
 TEST(Isa, one_of_another_processor_is_an_error) {

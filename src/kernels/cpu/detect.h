@@ -17,6 +17,7 @@ struct CpuFeatures {
   std::uint32_t leaf1_ecx = 0;
   std::uint32_t leaf7_ebx = 0, leaf7_ecx = 0;
   std::uint32_t leaf7_1_eax = 0;
+  bool is_intel = false;
   /// The registers that the operating system saves (XCR0): an instruction set is usable only with
   /// its own among them.
   std::uint64_t saved = 0;

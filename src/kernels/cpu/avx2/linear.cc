@@ -208,7 +208,8 @@ class LinearTokens {
 
 template <QTypeId qtype>
 void many_tokens(const LinearArgs& args, const Activations& x, const ParallelFor& parallel_for) {
-  multiply_rows<qtype>(*args.layout, args.weight, LinearTokens(args, x), args.tokens, parallel_for);
+  multiply_rows<Panels<qtype>>(*args.layout, args.weight, LinearTokens(args, x), args.tokens,
+                               parallel_for);
 }
 
 template <QTypeId qtype>

@@ -2,29 +2,24 @@
 
 // Included by this folder's files only, below their target pragma.
 //
-// Products of many tokens: some columns of a few tiles are dequantized into panels that stay in the
-// second-level cache; 6 tokens by 16 rows of the result stay in registers, and the tokens in the
-// first-level cache until every panel has had them.
+// The panels of row_blocks.h for AVX2: they stay in the second-level cache; 6 tokens by 16 rows of
+// the result stay in registers, and the tokens in the first-level cache until every panel has had
+// them.
 
 #include <immintrin.h>
 
-#include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "kernels/cpu/avx2/decode.h"
 #include "kernels/cpu/avx2/rows.h"
-#include "kernels/scratch.h"
+#include "kernels/row_blocks.h"
 
 namespace quantal::kernels {
 namespace {
 
 constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
 constexpr std::int64_t kLineBytes = PackedLayout::kLineBytes;
-constexpr int kBlockTokens = 6;
 constexpr std::int64_t kPanelColumns = 256;
-constexpr std::int64_t kBlockTiles = 4;
-constexpr std::int64_t kBlockRows = kBlockTiles * kTileRows;
 
 // Calls step(column) for every column of a line, with the column known at compile time.
 template <int depth, typename Step>
@@ -98,120 +93,27 @@ constexpr MultiplyPanel<Block> kMultiplyPanel[kBlockTokens + 1] = {nullptr,
                                                                    multiply_panel<5, Block>,
                                                                    multiply_panel<6, Block>};
 
-/// `count` tokens in parts of about the same size, at most `most`.
-struct Parts {
-  Parts(std::int64_t count, std::int64_t most) : total(count), parts((count + most - 1) / most) {}
-  std::int64_t begin(std::int64_t part) const { return total * part / parts; }
-  std::int64_t total, parts;
-};
-
-/// Sums of tiles [first_tile, first_tile + tiles) by tokens [first, first + tokens).
-struct BlockSums {
-  const float* at(std::int64_t token, std::int64_t tile) const {
-    return sums + token * stride() + tile * kTileRows;
-  }
-  std::int64_t stride() const { return tiles * kTileRows; }
-  std::int64_t first_tile, tiles, first, tokens;
-  const float* sums;
-};
-
-/// Up to kBlockTiles tiles by a strip of tokens. `Tokens`:
-///   kStrip                      how many make a strip
-///   columns(group, begin, end)  how many columns it has for those of the lines of a group
-///   together(tile)              how many tiles from this one on read the same of a token
-///   block(tile, token, count, column)
-///                               what multiply_panel() reads from that token and column on
-///   store(BlockSums)            adds the bias and rounds
-template <QTypeId qtype, typename Tokens>
-class RowBlock {
- public:
-  RowBlock(const PackedLayout& layout, const std::byte* weight, const Tokens& tokens,
-           std::int64_t strip_tokens)
-      : layout_(layout),
-        weight_(weight),
-        x_(tokens),
-        panels_(kBlockTiles * kPanelColumns * kTileRows),
-        sums_(strip_tokens * kBlockRows) {}
-
-  void multiply(std::int64_t first_tile, std::int64_t tiles, std::int64_t first_token,
-                std::int64_t tokens) {
-    first_tile_ = first_tile, tiles_ = tiles;
-    column_ = filled_ = 0;
-    std::memset(sums_.data(), 0, tokens * tiles * kTileRows * sizeof(float));
-    for (std::int64_t g = 0; g < layout_.groups(); ++g) {
-      const std::int64_t lines = layout_.group_lines(g);
-      for (std::int64_t i = 0; i < lines;) {
-        if (filled_ + kDepth > kPanelColumns) multiply_panels(first_token, tokens);
-        const std::int64_t count = std::min(lines - i, (kPanelColumns - filled_) / kDepth);
-        decode(g, i, count);
-        filled_ += x_.columns(g, i * kDepth, (i + count) * kDepth);
-        i += count;
-      }
-    }
-    multiply_panels(first_token, tokens);
-    x_.store({first_tile_, tiles_, first_token, tokens, sums_.data()});
-  }
-
- private:
+template <QTypeId qtype>
+struct Panels {
+  static constexpr std::int64_t kColumns = kPanelColumns;
   static constexpr std::int64_t kDepth = HalfLine<qtype>::kDepth;
 
-  float* panel(std::int64_t index) const {
-    return panels_.data() + index * kPanelColumns * kTileRows;
+  static void decode(const PackedLayout& layout, const std::byte* tile, std::int64_t group,
+                     std::int64_t first, std::int64_t count, float* panel) {
+    decode_lines<qtype>(tile + layout.group_offset(group) + first * kLineBytes, count,
+                        TileScales(layout, tile, group), panel);
   }
 
-  // Lines [first, first + count) of a group of every tile.
-  void decode(std::int64_t group, std::int64_t first, std::int64_t count) {
-    for (std::int64_t i = 0; i < tiles_; ++i) {
-      const std::byte* tile = weight_ + (first_tile_ + i) * layout_.tile_bytes();
-      decode_lines<qtype>(tile + layout_.group_offset(group) + first * kLineBytes, count,
-                          TileScales(layout_, tile, group), panel(i) + filled_ * kTileRows);
+  template <typename Block>
+  static void multiply(const Block& block, std::int64_t count, const float* panels,
+                       std::int64_t tiles, std::int64_t columns, float* sums) {
+    const MultiplyPanel<Block> by_panel = kMultiplyPanel<Block>[count];
+    for (std::int64_t i = 0; i < tiles; ++i) {
+      by_panel(block, panels + i * kColumns * kTileRows, columns, sums + i * kTileRows,
+               tiles * kTileRows);
     }
   }
-
-  // sums += what is decoded, by tokens [first, first + count).
-  void multiply_panels(std::int64_t first, std::int64_t count) {
-    const Parts blocks(count, kBlockTokens);
-    const std::int64_t stride = tiles_ * kTileRows;
-    for (std::int64_t b = 0; b < blocks.parts; ++b) {
-      const std::int64_t t = blocks.begin(b), size = blocks.begin(b + 1) - t;
-      const auto block = x_.block(first_tile_, first + t, size, column_);
-      for (std::int64_t i = 0; i < tiles_; ++i) {
-        float* const sums = sums_.data() + t * stride + i * kTileRows;
-        kMultiplyPanel<decltype(block)>[size](block, panel(i), filled_, sums, stride);
-      }
-    }
-    column_ += filled_;
-    filled_ = 0;
-  }
-
-  const PackedLayout& layout_;
-  const std::byte* weight_;
-  const Tokens& x_;
-  Scratch panels_, sums_;
-  std::int64_t first_tile_ = 0, tiles_ = 0;
-  std::int64_t column_ = 0;  ///< of a token, where the panels begin
-  std::int64_t filled_ = 0;  ///< columns in the panels
 };
-
-/// Every tile by every token, of which there are `count`. A thread takes some tiles by a strip of
-/// tokens.
-template <QTypeId qtype, typename Tokens>
-void multiply_rows(const PackedLayout& layout, const std::byte* weight, const Tokens& tokens,
-                   std::int64_t count, const ParallelFor& parallel_for) {
-  const Parts strips(count, Tokens::kStrip);
-  const std::int64_t tiles = layout.tiles();
-  parallel_for(strips.parts * tiles, [&](std::int64_t begin, std::int64_t end) {
-    RowBlock<qtype, Tokens> rows(layout, weight, tokens, std::min(count, Tokens::kStrip));
-    for (std::int64_t i = begin; i < end;) {
-      const std::int64_t strip = i / tiles, tile = i % tiles;
-      const std::int64_t block =
-          std::min({kBlockTiles, tokens.together(tile), tiles - tile, end - i});
-      const std::int64_t token = strips.begin(strip);
-      rows.multiply(tile, block, token, strips.begin(strip + 1) - token);
-      i += block;
-    }
-  });
-}
 
 }  // namespace
 }  // namespace quantal::kernels

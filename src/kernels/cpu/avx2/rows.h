@@ -10,7 +10,9 @@
 #include "kernels/packed_layout.h"
 
 // GCC 12 keeps arrays of registers in memory unless the loops over them are unrolled early.
+#if !defined(QUANTAL_UNROLL)
 #define QUANTAL_UNROLL _Pragma("GCC unroll 8")
+#endif
 
 namespace quantal::kernels {
 namespace {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/cpu/avx512/intrinsics.h"
+#include "kernels/for_qtype.h"
 #include "kernels/linear.h"
 #include "kernels/scratch.h"
 
@@ -13,119 +14,19 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #endif
 
-#include "kernels/cpu/avx512/activations.h"
+#include "kernels/cpu/avx512/float_lines.h"
+#include "kernels/cpu/avx512/float_product.h"
 
 namespace quantal::kernels {
-namespace {
-
-struct FloatRow {
-  static constexpr int kBytes = 4;  ///< of a column
-  static void copy(const LinearArgs& args, std::int64_t from, std::int64_t columns,
-                   std::int32_t* to) {
-    for (std::int64_t i = 0; i < columns; i += 16) {
-      _mm512_storeu_ps(to + i, load_floats(args.x, from + i, args.type, first_lanes(columns - i)));
-    }
-  }
-};
-
-template <bool is_affine>
-struct FloatProduct : FloatSums<is_affine> {
-  static inline __attribute__((always_inline)) void add(__m512& sum, __m512i weight, __m512i x) {
-    sum = _mm512_fmadd_ps(_mm512_castsi512_ps(weight), _mm512_castsi512_ps(x), sum);
-  }
-};
-
-/// Codes of 4 and 2 bits: a permutation of 16 numbers looks at the lowest 4 bits of its index, so
-/// that no mask is needed.
-template <int bits>
-struct NarrowLine {
-  static constexpr int kSteps = 32 / bits;
-
-  void load(const std::byte* line) { words = _mm512_loadu_si512(line); }
-
-  template <int step>
-  __m512i get() const {
-    constexpr int kBit = bit_of(bits, step);
-    const __m512i index = kBit == 0 ? words : _mm512_srli_epi32(words, kBit);
-    return _mm512_castps_si512(_mm512_permutexvar_ps(index, table()));
-  }
-
-  static __m512 table() {
-    if constexpr (bits == 2) return _mm512_setr_ps(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
-    return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  }
-
-  __m512i words;
-};
-
-struct Int8Line {
-  static constexpr int kSteps = 4;
-
-  void load(const std::byte* line) {
-    words = _mm512_xor_si512(_mm512_loadu_si512(line), _mm512_set1_epi8(static_cast<char>(0x80)));
-  }
-
-  template <int step>
-  __m512i get() const {
-    const __m512i high = step == 3 ? words : _mm512_slli_epi32(words, 24 - 8 * step);
-    return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srai_epi32(high, 24)));
-  }
-
-  __m512i words;
-};
-
-/// float8 goes through fp16, whose conversion is exact whatever the processor's denormal mode.
-template <QTypeId qtype>
-struct Float8Line {
-  static constexpr int kSteps = 4;
-
-  void load(const std::byte* line) {
-    const __m512i transpose = _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400);
-    const __m512i gather = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    columns =
-        _mm512_permutexvar_epi32(gather, _mm512_shuffle_epi8(_mm512_loadu_si512(line), transpose));
-  }
-
-  template <int step>
-  __m512i get() const {
-    const __m256i codes = _mm256_cvtepi8_epi16(_mm512_extracti32x4_epi32(columns, step));
-    if constexpr (qtype == QTypeId::kFloat8E5M2) {
-      return _mm512_castps_si512(_mm512_cvtph_ps(_mm256_slli_epi16(codes, 8)));
-    }
-    constexpr bool kIsFN = qtype == QTypeId::kFloat8E4M3FN;
-    const __m256i half = _mm256_and_si256(_mm256_slli_epi16(codes, 7), _mm256_set1_epi16(-0x4080));
-    // NaN is the largest magnitude, or else the negative zero.
-    const __m256i magnitude = _mm256_and_si256(codes, _mm256_set1_epi16(0x7F));
-    const __m256i is_nan = kIsFN ? _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7F))
-                                 : _mm256_cmpeq_epi16(codes, _mm256_set1_epi16(-0x80));
-    const __m512 value = _mm512_cvtph_ps(_mm256_or_si256(half, is_nan));
-    const __m512 bias = _mm512_set1_ps(kIsFN ? 0x1p8F : 0x1p7F);
-    return _mm512_castps_si512(_mm512_mul_ps(value, bias));
-  }
-
-  __m512i columns;
-};
-
-}  // namespace
 
 void linear__avx512(const LinearArgs& args, const ParallelFor& parallel_for) {
   if (args.tokens == 0) return;
   const Activations<FloatRow> x(args, parallel_for);
   const Job job = x.job();
-  switch (args.layout->spec().qtype) {
-    case QTypeId::kInt2:
-      return multiply<NarrowLine<2>, FloatProduct<true>>(job, parallel_for);
-    case QTypeId::kInt4:
-      return multiply<NarrowLine<4>, FloatProduct<true>>(job, parallel_for);
-    case QTypeId::kInt8:
-      return multiply<Int8Line, FloatProduct<false>>(job, parallel_for);
-    case QTypeId::kFloat8E4M3FN:
-      return multiply<Float8Line<QTypeId::kFloat8E4M3FN>, FloatProduct<false>>(job, parallel_for);
-    case QTypeId::kFloat8E4M3FNUZ:
-      return multiply<Float8Line<QTypeId::kFloat8E4M3FNUZ>, FloatProduct<false>>(job, parallel_for);
-    case QTypeId::kFloat8E5M2:
-      return multiply<Float8Line<QTypeId::kFloat8E5M2>, FloatProduct<false>>(job, parallel_for);
-  }
+  for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() {
+    constexpr bool kIsAffine = qtype == QTypeId::kInt2 || qtype == QTypeId::kInt4;
+    multiply<FloatLine<qtype>, FloatProduct<kIsAffine>>(job, parallel_for);
+  });
 }
 
 }  // namespace quantal::kernels

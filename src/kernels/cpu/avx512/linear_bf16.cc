@@ -6,8 +6,8 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels/cpu/avx512/bf16_tables.h"
 #include "kernels/cpu/avx512/intrinsics.h"
+#include "kernels/for_qtype.h"
 #include "kernels/linear.h"
 #include "kernels/scratch.h"
 
@@ -17,6 +17,7 @@
 #endif
 
 #include "kernels/cpu/avx512/activations.h"
+#include "kernels/cpu/avx512/table_lines.h"
 
 namespace quantal::kernels {
 namespace {
@@ -54,40 +55,6 @@ struct NarrowLine {
   }();
 
   __m512i words;
-};
-
-/// Codes of 8 bits. Step 0 has columns 0 and 1, step 1 columns 2 and 3.
-template <QTypeId qtype>
-struct WideLine {
-  static constexpr int kSteps = 2;
-  static constexpr int first(int step) { return 2 * step; }
-
-  void load(const std::byte* line) {
-    // In each 4 rows: the first two columns of every row, then the others.
-    const __m512i pairs = _mm512_set4_epi32(0x0F0E0B0A, 0x07060302, 0x0D0C0908, 0x05040100);
-    const __m512i codes = _mm512_shuffle_epi8(_mm512_loadu_si512(line), pairs);
-    const __m512i low = look_up(kTable.low.data(), codes);
-    const __m512i high = look_up(kTable.high.data(), codes);
-    steps[0] = _mm512_unpacklo_epi8(low, high);
-    steps[1] = _mm512_unpackhi_epi8(low, high);
-  }
-
-  template <int step>
-  __m512i get() const {
-    return steps[step];
-  }
-
-  static __m512i look_up(const std::uint8_t* table, __m512i codes) {
-    const __m512i positive =
-        _mm512_permutex2var_epi8(_mm512_loadu_si512(table), codes, _mm512_loadu_si512(table + 64));
-    const __m512i negative = _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), codes,
-                                                      _mm512_loadu_si512(table + 192));
-    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), positive, negative);
-  }
-
-  static constexpr ByteTable kTable = byte_table(qtype);
-
-  __m512i steps[2];
 };
 
 /// Columns in the order of a Line's steps.
@@ -128,21 +95,16 @@ void run(const LinearArgs& args, const ParallelFor& parallel_for) {
 
 void linear__avx512_bf16(const LinearArgs& args, const ParallelFor& parallel_for) {
   if (args.tokens == 0) return;
-  if (args.type != FloatType::kBF16) return linear__avx512(args, parallel_for);
-  switch (args.layout->spec().qtype) {
-    case QTypeId::kInt2:
-      return run<NarrowLine<2>, true>(args, parallel_for);
-    case QTypeId::kInt4:
-      return run<NarrowLine<4>, true>(args, parallel_for);
-    case QTypeId::kInt8:
-      return run<WideLine<QTypeId::kInt8>, false>(args, parallel_for);
-    case QTypeId::kFloat8E4M3FN:
-      return run<WideLine<QTypeId::kFloat8E4M3FN>, false>(args, parallel_for);
-    case QTypeId::kFloat8E4M3FNUZ:
-      return run<WideLine<QTypeId::kFloat8E4M3FNUZ>, false>(args, parallel_for);
-    case QTypeId::kFloat8E5M2:
-      return run<WideLine<QTypeId::kFloat8E5M2>, false>(args, parallel_for);
-  }
+  if (args.type != FloatType::kBF16) return linear__avx512_vbmi(args, parallel_for);
+  for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() {
+    if constexpr (qtype == QTypeId::kInt2) {
+      run<NarrowLine<2>, true>(args, parallel_for);
+    } else if constexpr (qtype == QTypeId::kInt4) {
+      run<NarrowLine<4>, true>(args, parallel_for);
+    } else {
+      run<WideLine<qtype>, false>(args, parallel_for);
+    }
+  });
 }
 
 }  // namespace quantal::kernels

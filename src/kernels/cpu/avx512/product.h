@@ -130,14 +130,6 @@ inline void store_rows(const Job& job, std::int64_t tile, std::int64_t token, __
                _mm512_fmadd_ps(sum, scale, bias));
 }
 
-// Calls body(step) for every step of a line, with the step known at compile time.
-template <int steps, typename Body>
-inline __attribute__((always_inline)) void for_steps(const Body& body) {
-  [&]<int... step>(std::integer_sequence<int, step...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, step>()), ...);
-  }(std::make_integer_sequence<int, steps>());
-}
-
 // total[tile][token] = Σ weight·x over `count` lines of each tile. A sum of few tokens is kept in
 // several chains, since one would wait for each addition.
 template <typename Line, typename Product, int tiles, int tokens>

@@ -2,6 +2,8 @@
 
 // Included by this folder's files only, below their target pragma.
 
+#include <utility>
+
 #include "kernels/cpu/avx512/intrinsics.h"
 #include "kernels/float_types.h"
 #include "kernels/packed_layout.h"
@@ -64,6 +66,14 @@ struct TileScales {
   }
   __m512 scale, shift;
 };
+
+// Calls body(step) for every step of a line, with the step known at compile time.
+template <int steps, typename Body>
+inline __attribute__((always_inline)) void for_steps(const Body& body) {
+  [&]<int... step>(std::integer_sequence<int, step...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, step>()), ...);
+  }(std::make_integer_sequence<int, steps>());
+}
 
 }  // namespace
 }  // namespace quantal::kernels
