@@ -79,6 +79,13 @@ std::vector<Isa> isas_of(const CpuFeatures& cpu) {
 
 std::vector<Isa> detect_isas() { return isas_of(read_features()); }
 
+std::int64_t prefetch_bytes() {
+  // Sapphire Rapids reads int4 weights 28 % slower with 1 KiB, Zen 4 all of them 2 to 8 % slower
+  // with 2.
+  static const std::int64_t bytes = read_features().is_intel ? 2048 : 1024;
+  return bytes;
+}
+
 #else
 
 std::vector<Isa> detect_isas() {

@@ -24,6 +24,9 @@ struct CpuFeatures {
 };
 QUANTAL_API std::vector<Isa> isas_of(const CpuFeatures& cpu);
 
+/// How far ahead kernels of AVX-512 fetch a weight that few tokens read.
+std::int64_t prefetch_bytes();
+
 #endif
 
 }  // namespace quantal::kernels

@@ -9,4 +9,6 @@ std::vector<Isa> detect_isas() {
           Isa::kAvx512,     Isa::kAvxVnni,    Isa::kPortable};
 }
 
+std::int64_t prefetch_bytes() { return 1024; }
+
 }  // namespace quantal::kernels

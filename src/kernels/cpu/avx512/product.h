@@ -19,6 +19,7 @@
 #include <utility>
 
 #include "kernels/cpu/avx512/rows.h"
+#include "kernels/cpu/detect.h"
 #include "kernels/scratch.h"
 
 namespace quantal::kernels {
@@ -29,8 +30,6 @@ constexpr int kBlockTokens = 12;
 constexpr std::int64_t kMostStripTokens = 1024;
 constexpr std::int64_t kStripBytes = 8 << 20;  ///< of tokens: a part of the third-level cache
 constexpr int kMostSegments = 16;
-/// Ahead of few tokens. Zen 4 reads 2 to 8 % slower with 2 KiB; plain reading on Zen 5 wants that.
-constexpr std::int64_t kPrefetchBytes = 1024;
 
 /// Steps of a panel: two of 8 KiB stay in the first-level cache; two of 32 KiB come from the
 /// second, which costs many tokens less than taking sums up and putting them down four times as
@@ -135,7 +134,7 @@ inline void store_rows(const Job& job, std::int64_t tile, std::int64_t token, __
 template <typename Line, typename Product, int tiles, int tokens>
 inline __attribute__((always_inline)) void sum_lines(
     const std::byte* const (&from)[tiles], std::int64_t count, const std::int32_t* x,
-    typename Product::Sum (&total)[tiles][tokens]) {
+    std::int64_t ahead, typename Product::Sum (&total)[tiles][tokens]) {
   constexpr int kChains = std::min(Line::kSteps, tokens <= 2 ? 2 : 1);
   typename Product::Sum sums[kChains][tiles][tokens];
   QUANTAL_UNROLL for (int c = 0; c < kChains; ++c) {
@@ -147,7 +146,7 @@ inline __attribute__((always_inline)) void sum_lines(
     Line lines[tiles];
     QUANTAL_UNROLL for (int s = 0; s < tiles; ++s) {
       const std::byte* line = from[s] + i * kLineBytes;
-      _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(line) + ahead, _MM_HINT_T0);
       lines[s].load(line);
     }
     for_steps<Line::kSteps>([&](auto step) __attribute__((always_inline)) {
@@ -176,6 +175,7 @@ void multiply_streams(const Job& job, std::int64_t first, std::int64_t distance)
   __m512 sums[tiles][tokens];
   for (auto& tile : sums) std::fill_n(tile, tokens, _mm512_setzero_ps());
   const std::int32_t *x = job.x, *x_sums = job.x_sums;
+  const std::int64_t ahead = prefetch_bytes();
   for (std::int64_t g = 0; g < layout.groups(); ++g) {
     TileScales scales[tiles];
     for (int s = 0; s < tiles; ++s) {
@@ -190,7 +190,7 @@ void multiply_streams(const Job& job, std::int64_t first, std::int64_t distance)
         from[s] = job.tile(first + s * distance) + layout.group_offset(g) + begin * kLineBytes;
       }
       typename Product::Sum total[tiles][tokens];
-      sum_lines<Line, Product, tiles, tokens>(from, count, x, total);
+      sum_lines<Line, Product, tiles, tokens>(from, count, x, ahead, total);
       x += count * Line::kSteps * tokens;
       QUANTAL_UNROLL for (int s = 0; s < tiles; ++s) {
         QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
