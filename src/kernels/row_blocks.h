@@ -49,7 +49,7 @@ struct BlockSums {
 ///   columns(group, begin, end)  how many columns it has for those of the lines of a group
 ///   together(tile)              how many tiles from this one on read the same of a token
 ///   block(tile, token, count, column)
-///                               what multiply_panel() reads from that token and column on
+///                               what Panels::multiply() reads from that token and column on
 ///   store(BlockSums)            adds the bias and rounds
 template <typename Panels, typename Tokens>
 class RowBlock {
