@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 
+#include "kernels/variants.h"
+
 namespace quantal::kernels {
 namespace {
 
@@ -122,6 +124,21 @@ bool lies_plain(const PackedLayout& layout) {
          layout.group_columns(0) % std::max<std::int64_t>(8, layout.depth()) == 0;
 }
 
+#if defined(__x86_64__)
+void run_few(Isa isa, const LinearArgs& args, const CanonicalWeight& weight,
+             const ParallelFor& parallel_for) {
+  using Few = void (*)(const LinearArgs&, const CanonicalWeight&, const ParallelFor&);
+  best_variant<Few>(isa, {{Isa::kAvx512Vbmi, few_from_canonical__avx512_vbmi},
+                          {Isa::kAvx512, few_from_canonical__avx512},
+                          {Isa::kAvx2, few_from_canonical__avx2}})(args, weight, parallel_for);
+}
+
+void run_few(Isa, const IntegerLinearArgs& args, const CanonicalWeight& weight,
+             const ParallelFor& parallel_for) {
+  few_from_canonical__avx2(args, weight, parallel_for);
+}
+#endif
+
 // Runs the kernel for a few tokens, where there is one for them.
 template <typename Args>
 bool runs_few(Isa isa, const Args& args, std::int64_t tokens, const CanonicalWeight& weight,
@@ -129,7 +146,7 @@ bool runs_few(Isa isa, const Args& args, std::int64_t tokens, const CanonicalWei
 #if defined(__x86_64__)
   if (isa != Isa::kPortable && tokens > 0 && tokens <= kFewCanonicalTokens &&
       lies_plain(*args.layout)) {
-    few_from_canonical__avx2(args, weight, parallel_for);
+    run_few(isa, args, weight, parallel_for);
     return true;
   }
 #endif

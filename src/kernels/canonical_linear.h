@@ -36,6 +36,10 @@ constexpr std::int64_t kFewCanonicalTokens = 4;
 /// (canonical_linear.cc).
 void few_from_canonical__avx2(const LinearArgs& args, const CanonicalWeight& weight,
                               const ParallelFor& parallel_for);
+void few_from_canonical__avx512(const LinearArgs& args, const CanonicalWeight& weight,
+                                const ParallelFor& parallel_for);
+void few_from_canonical__avx512_vbmi(const LinearArgs& args, const CanonicalWeight& weight,
+                                     const ParallelFor& parallel_for);
 void few_from_canonical__avx2(const IntegerLinearArgs& args, const CanonicalWeight& weight,
                               const ParallelFor& parallel_for);
 
