@@ -86,6 +86,12 @@ inline __m128i cvtepi32_epi8(__m512i value) {
 inline __m256i cvtepi32_epi16(__m512i value) {
   return map<__m256i, std::int16_t, std::int32_t>(value, [](std::int32_t x) { return x; });
 }
+inline __m512i cvtepi8_epi32(__m128i value) {
+  return map<__m512i, std::int32_t, std::int8_t>(value, [](std::int8_t x) { return x; });
+}
+inline __m512i cvtepu8_epi32(__m128i value) {
+  return map<__m512i, std::uint32_t, std::uint8_t>(value, [](std::uint8_t x) { return x; });
+}
 inline __m512i cvtepu16_epi32(__m256i value) {
   return map<__m512i, std::uint32_t, std::uint16_t>(value, [](std::uint16_t x) { return x; });
 }
@@ -102,6 +108,7 @@ inline __m256i cvtps_ph(__m512 value) {
   return register_of<__m256i>(std::array{_mm256_cvtps_ph(lanes[0], _MM_FROUND_TO_NEAREST_INT),
                                          _mm256_cvtps_ph(lanes[1], _MM_FROUND_TO_NEAREST_INT)});
 }
+inline __m256 extractf32x8_ps(__m512 value, int index) { return lanes_of<__m256>(value)[index]; }
 inline float reduce_add_ps(__m512 value) {
   std::array<float, 16> x = lanes_of<float>(value);
   for (int n = 8; n > 0; n /= 2) {
@@ -151,11 +158,15 @@ inline __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
 #define _mm512_cvtps_epi32 emulated::cvtps_epi32
 #define _mm512_cvtepi32_epi8 emulated::cvtepi32_epi8
 #define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
+#define _mm512_cvtepi8_epi32 emulated::cvtepi8_epi32
+#define _mm512_cvtepu8_epi32 emulated::cvtepu8_epi32
 #define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
 #undef _mm512_srai_epi32
 #define _mm512_srai_epi32 emulated::srai_epi32
 #define _mm512_cvtph_ps emulated::cvtph_ps
 #undef _mm512_cvtps_ph  // a macro where the compiler does not optimise
 #define _mm512_cvtps_ph(value, rounding) emulated::cvtps_ph(value)
+#undef _mm512_extractf32x8_ps  // a macro where the compiler does not optimise
+#define _mm512_extractf32x8_ps emulated::extractf32x8_ps
 #define _mm512_reduce_add_ps emulated::reduce_add_ps
 #define _mm512_reduce_max_epi32 emulated::reduce_max_epi32

@@ -26,15 +26,13 @@ struct Floats64 : Floats16 {
   static constexpr int kParts = 4;
 
   static void arrange(float* x, std::int64_t columns) {
-    const __m512i first =
-        _mm512_setr_epi32(0, 2, 4, 6, 16, 18, 20, 22, 32, 34, 36, 38, 48, 50, 52, 54);
-    for (std::int64_t c = 0; c < columns; c += 64) {
-      __m512 parts[kParts];
-      for (int p = 0; p < kParts; ++p) {
-        const __m512i index = _mm512_add_epi32(first, _mm512_set1_epi32(p % 2 + p / 2 * 8));
-        parts[p] = _mm512_i32gather_ps(index, x + c, 4);
+    float block[kParts * kLanes];
+    for (const float* end = x + columns; x < end; x += kParts * kLanes) {
+      std::copy_n(x, kParts * kLanes, block);
+      for (int i = 0; i < kParts * kLanes; ++i) {
+        const int part = i / kLanes, lane = i % kLanes;
+        x[i] = block[lane / 4 * 16 + lane % 4 * 2 + part % 2 + part / 2 * 8];
       }
-      for (int p = 0; p < kParts; ++p) _mm512_storeu_ps(x + c + p * kLanes, parts[p]);
     }
   }
 
