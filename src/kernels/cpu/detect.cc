@@ -72,7 +72,7 @@ std::vector<Isa> isas_of(const CpuFeatures& cpu) {
   if (!has(cpu.leaf7_1_eax, kAvx512Bf16)) return found;
   add(Isa::kAvx512Bf16);
   // Intel's multiply half as many pairs of bf16 a cycle as AMD's, which is half as many numbers as
-  // of fp32 (benchmarks/limits.cc: 172 and 350 GFLOP/s on Sapphire Rapids, 845 and 456 on Zen 5).
+  // of fp32 (benchmarks/limits.cc: 172 and 350 GFLOP/s on Emerald Rapids, 845 and 456 on Zen 5).
   if (cpu.is_intel) std::swap(found[0], found[1]);
   return found;
 }
@@ -80,7 +80,7 @@ std::vector<Isa> isas_of(const CpuFeatures& cpu) {
 std::vector<Isa> detect_isas() { return isas_of(read_features()); }
 
 std::int64_t prefetch_bytes() {
-  // Sapphire Rapids reads int4 weights 28 % slower with 1 KiB, Zen 4 all of them 2 to 8 % slower
+  // Emerald Rapids reads int4 weights 28 % slower with 1 KiB, Zen 4 all of them 2 to 8 % slower
   // with 2.
   static const std::int64_t bytes = read_features().is_intel ? 2048 : 1024;
   return bytes;
