@@ -38,20 +38,34 @@ at::Tensor conv_output(const ConvShape& shape, const at::Tensor& x, at::ScalarTy
                    x.suggest_memory_format());
 }
 
-// Calls kernel(args, parallel_for) with all arguments but the weight.
+// Samples that a kernel takes at once: their input is copied to fp32.
+constexpr std::int64_t kCopiedElements = 1 << 24;
+
+// Calls kernel(args, parallel_for) with all arguments but the weight, for some samples after the
+// others.
 template <typename Kernel>
 at::Tensor run_float_conv(const ConvShape& shape, const kernels::PackedLayout& layout,
                           const at::Tensor& x, const at::Tensor& bias, const Kernel& kernel) {
   const at::Tensor input = dense(x), added = bias.defined() ? bias.contiguous() : bias;
   at::Tensor y = conv_output(shape, input, x.scalar_type());
-  kernel(kernels::FloatConvArgs{.shape = shape,
-                                .layout = &layout,
-                                .type = *float_type(x.scalar_type()),
-                                .order = order_of(input),
-                                .x = input.const_data_ptr(),
-                                .y = y.mutable_data_ptr(),
-                                .bias = data_of(added)},
-         threads_for(shape.products()));
+  const std::int64_t taken = shape.channels * shape.pixels(),
+                     given = shape.rows * shape.positions();
+  const std::int64_t step = std::max<std::int64_t>(1, kCopiedElements / taken);
+  const auto* const from = static_cast<const std::byte*>(input.const_data_ptr());
+  auto* const to = static_cast<std::byte*>(y.mutable_data_ptr());
+  const kernels::FloatType type = *float_type(x.scalar_type());
+  for (std::int64_t begin = 0; begin < shape.batch; begin += step) {
+    ConvShape part = shape;
+    part.batch = std::min(step, shape.batch - begin);
+    kernel(kernels::FloatConvArgs{.shape = part,
+                                  .layout = &layout,
+                                  .type = type,
+                                  .order = order_of(input),
+                                  .x = from + begin * taken * size_of(type),
+                                  .y = to + begin * given * size_of(type),
+                                  .bias = data_of(added)},
+           threads_for(part.products()));
+  }
   return y;
 }
 
@@ -175,6 +189,10 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
                                                      .y_scale = output_scale},
                                                     threads_for(shape.products()));
   return all_have_codes ? y : at::Tensor();
+}
+
+ConvWay conv_way(const ConvShape& shape, const at::Tensor& x) {
+  return kernels::conv_way(kernel_isa(), shape, order_of(x), *float_type(x.scalar_type()));
 }
 
 at::Tensor direct_convolution(const PackedWeight& weight, std::int64_t begin,

@@ -7,8 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "kernels/conv_shape.h"
-#include "ops/conv_way.h"
+#include "kernels/conv_way.h"
 #include "ops/packed_weight.h"
 
 namespace quantal {
@@ -47,6 +46,11 @@ at::Tensor integer_convolution(const PackedWeight& weight, std::int64_t begin,
                                const kernels::ConvShape& shape, const SampleCodes& x,
                                at::ScalarType dtype, const at::Tensor& bias,
                                std::optional<float> output_scale = std::nullopt);
+
+/// How a weight-only convolution of x runs. Precondition: conv_shape() gave the shape,
+/// PackedWeight::takes_activations(x).
+using kernels::ConvWay;
+ConvWay conv_way(const kernels::ConvShape& shape, const at::Tensor& x);
 
 /// Rows [begin, begin + shape.rows) of `weight` by x, read where it lies (kernels/float_conv.h);
 /// bias (rows) of x's dtype or undefined. In x's dtype and memory format.

@@ -7,6 +7,7 @@
 
 #include "ops/canonical_weight.h"
 #include "ops/cpu_kernels.h"
+#include "ops/cpu_weights.h"
 #include "ops/fake_quantize.h"
 #include "ops/packed_conv.h"
 #include "ops/plain_arguments.h"
@@ -60,7 +61,8 @@ std::optional<at::Tensor> integer_result(const at::Tensor& x, const WeightCodes&
                                          const at::Tensor& bias) {
   const auto shape = conv_shape(x.sizes(), weight.sizes, params);
   if (!shape || weight.qtype.is_floating_point || !PackedWeight::takes_activations(x) ||
-      !PackedWeight::takes(weight) || !gains_from_codes(*shape, weight)) {
+      !PackedWeight::takes(weight) ||
+      !kernels::gains_from_codes(kernel_isa(), *shape, kernels::PackedLayout(spec_of(weight)))) {
     return std::nullopt;
   }
   const auto codes = codes_of(x, x_scale);

@@ -163,7 +163,7 @@ at::Tensor weight_only_convolution(const at::Tensor& x, const WeightCodes& weigh
         .contiguous(x.suggest_memory_format());
   }
   const at::Tensor added = bias.value_or(at::Tensor());
-  switch (conv_way(*shape, x.suggest_memory_format(), x.scalar_type())) {
+  switch (conv_way(*shape, x)) {
     case ConvWay::kDirect:
       return direct_convolution(weight, *shape, x, added);
     case ConvWay::kGrouped: {

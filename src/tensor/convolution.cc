@@ -46,7 +46,7 @@ std::optional<Packed> as_packed(const at::Tensor& x, const at::Tensor& weight,
   const auto shape = conv_shape(x.sizes(), weight.sizes(), params);
   const bool has_codes = is_dynamic || has_int8_codes(x);
   if (!shape) return std::nullopt;
-  const ConvWay way = conv_way(*shape, x.suggest_memory_format(), x.scalar_type());
+  const ConvWay way = conv_way(*shape, x);
   if (way == ConvWay::kAten && !has_codes) return std::nullopt;
   auto packed = packed_rows(weight);
   if (!packed) return std::nullopt;

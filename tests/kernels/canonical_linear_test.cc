@@ -9,13 +9,15 @@
 namespace quantal::kernels {
 namespace {
 
-// The last has more rows than a block of one thread.
+// Two have more columns than are fetched ahead, one of them a multiple of 64. The last has more
+// rows than a block of one thread.
 std::vector<WeightSpec> specs(QTypeId qtype) {
   const std::int64_t group = is_affine(qtype) ? 32 : 0;
   return {{qtype, 1, 1, 0, FloatType::kF32},        {qtype, 17, 31, 0, FloatType::kBF16},
           {qtype, 65, 129, group, FloatType::kF32}, {qtype, 33, 255, group, FloatType::kF16},
           {qtype, 36, 1024, 0, FloatType::kF32},    {qtype, 64, 320, group, FloatType::kBF16},
-          {qtype, 4, 40, 0, FloatType::kF32},       {qtype, 300, 1100, group, FloatType::kF32}};
+          {qtype, 4, 40, 0, FloatType::kF32},       {qtype, 12, 2096, 0, FloatType::kF32},
+          {qtype, 12, 2176, 0, FloatType::kF32},    {qtype, 300, 1100, group, FloatType::kF32}};
 }
 
 // Every activation type, for large weights one of them.

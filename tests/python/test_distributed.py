@@ -40,6 +40,7 @@ def _run(rank: int, work: Callable[[int], None], folder: str) -> None:
     )
     try:
         work(rank)
+        dist.barrier()  # no one leaves while another still talks to it
     finally:
         dist.destroy_process_group()
 

@@ -255,6 +255,17 @@ TEST(WeightOnlyConvolution, of_large_weights) {
   EXPECT_TRUE(same(at::conv2d(x.squeeze(0), w, bias), at::conv2d(x, w, bias).squeeze(0)));
 }
 
+// Where kernels take fp32 copies of the input, they take some samples after the others.
+TEST(WeightOnlyConvolution, of_more_samples_than_are_copied_at_once) {
+  const at::Tensor x = normal({3, 16, 640, 640}, at::kHalf), bias = normal({512}, at::kHalf);
+  const at::Tensor w = quantize_weight(normal({512, 16, 1, 1}, at::kHalf, 7));
+  const auto run = [&](const at::Tensor& samples) { return at::conv2d(samples, w, bias, {8, 8}); };
+  const at::Tensor y = run(x);
+  for (std::int64_t i = 0; i < 3; ++i) {
+    EXPECT_TRUE(at::allclose(y.narrow(0, i, 1), run(x.narrow(0, i, 1)), 2e-3, 1e-2)) << i;
+  }
+}
+
 TEST(WeightOnlyConvolution, names_what_does_not_fit) {
   const at::Tensor w = quantize_weight(normal({64, 32, 3, 3}, at::kFloat, 7));
   const at::Tensor x = normal({1, 32, 20, 20});

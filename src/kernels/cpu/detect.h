@@ -15,7 +15,7 @@ std::vector<Isa> detect_isas();
 /// What an x86 processor says of itself.
 struct CpuFeatures {
   std::uint32_t leaf1_ecx = 0;
-  std::uint32_t leaf7_ebx = 0, leaf7_ecx = 0;
+  std::uint32_t leaf7_ebx = 0, leaf7_ecx = 0, leaf7_edx = 0;
   std::uint32_t leaf7_1_eax = 0;
   bool is_intel = false;
   /// The registers that the operating system saves (XCR0): an instruction set is usable only with
@@ -24,9 +24,16 @@ struct CpuFeatures {
 };
 QUANTAL_API std::vector<Isa> isas_of(const CpuFeatures& cpu);
 
+/// Whether the processor has products of bf16 that are faster than those of fp32, whatever kernels
+/// run with: AMX, or AVX-512 BF16 but Intel's.
+QUANTAL_API bool multiplies_bf16_fast(const CpuFeatures& cpu);
+
 /// How far ahead kernels of AVX-512 fetch a weight that few tokens read.
 std::int64_t prefetch_bytes();
 
 #endif
+
+/// The same of this processor; false where nothing is known of it.
+QUANTAL_API bool multiplies_bf16_fast();
 
 }  // namespace quantal::kernels

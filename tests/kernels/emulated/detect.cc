@@ -9,6 +9,8 @@ std::vector<Isa> detect_isas() {
           Isa::kAvx512,     Isa::kAvxVnni,    Isa::kPortable};
 }
 
+bool multiplies_bf16_fast() { return false; }
+
 std::int64_t prefetch_bytes() { return 1024; }
 
 }  // namespace quantal::kernels

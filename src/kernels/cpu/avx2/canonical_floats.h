@@ -75,6 +75,7 @@ void multiply(const std::uint8_t* const (&bytes)[kAtOnce<V, qtype, tokens>], std
   using Register = typename V::Register;
   constexpr int kRows = kAtOnce<V, qtype, tokens>;
   constexpr std::int64_t kColumns = V::kParts * V::kLanes;
+  static_assert(kPrefetchBytes % V::kUnrolled == 0 && V::kUnrolled % kColumns == 0);
   Register sums[kRows][kSections<qtype>][tokens];
   const auto copy = [](const auto& from, auto& to) __attribute__((always_inline)) {
     QUANTAL_UNROLL for (int r = 0; r < kRows; ++r) {

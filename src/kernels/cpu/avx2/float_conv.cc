@@ -1,7 +1,15 @@
 // Weight-only convolution for AVX2 with FMA: the many tokens of panels.h, which read the input
 // where it lies.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
 #include "kernels/float_conv.h"
 #include "kernels/for_qtype.h"
+#include "kernels/linear.h"
+#include "kernels/scratch.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")

@@ -1,6 +1,6 @@
 #pragma once
 
-// Included by this folder's files only, below their target pragma.
+// Included by this folder's files and those of avx512 only, below their target pragma.
 
 #include <immintrin.h>
 

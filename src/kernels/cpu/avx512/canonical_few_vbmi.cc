@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/canonical_linear.h"
+#include "kernels/cpu/avx512/bf16_tables.h"
 #include "kernels/cpu/avx512/intrinsics.h"
 #include "kernels/for_qtype.h"
 

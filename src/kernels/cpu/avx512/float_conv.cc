@@ -1,10 +1,15 @@
-// Weight-only convolution for AVX-512: the same sums as AVX2's, of twice as many rows at once.
+// Weight-only convolution for AVX-512: the sums of AVX2's, of up to 64 rows at once.
 #include "kernels/float_conv.h"
 
+#include <algorithm>
 #include <array>
+#include <cstring>
+#include <utility>
 
 #include "kernels/cpu/avx512/intrinsics.h"
 #include "kernels/for_qtype.h"
+#include "kernels/linear.h"
+#include "kernels/scratch.h"
 
 #pragma GCC push_options
 #if !defined(QUANTAL_EMULATE)

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kernels/cpu/avx512/intrinsics.h"
+#include "kernels/cpu/detect.h"
 #include "kernels/integer_linear.h"
 #include "kernels/scratch.h"
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/cpu/avx512/intrinsics.h"
+#include "kernels/cpu/detect.h"
 #include "kernels/for_qtype.h"
 #include "kernels/linear.h"
 #include "kernels/scratch.h"

@@ -5,7 +5,9 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/cpu/avx512/bf16_tables.h"
 #include "kernels/cpu/avx512/intrinsics.h"
+#include "kernels/cpu/detect.h"
 #include "kernels/for_qtype.h"
 #include "kernels/linear.h"
 #include "kernels/scratch.h"

@@ -1,45 +1,39 @@
-#include "ops/conv_way.h"
+#include "kernels/conv_way.h"
 
 #include <algorithm>
 
 #include "kernels/canonical_linear.h"
+#include "kernels/cpu/detect.h"
 #include "kernels/grouped_conv.h"
 #include "kernels/integer_conv.h"
-#include "ops/cpu_kernels.h"
-#include "ops/cpu_weights.h"
 
-namespace quantal {
+namespace quantal::kernels {
 namespace {
-
-using kernels::ChannelOrder;
-using kernels::ConvShape;
 
 // Rows of a group from which on products of codes make up for writing patches; below, rounding the
 // input and ATen's float convolution take less time.
 constexpr std::int64_t kIntegerRows = 64;
 
-ChannelOrder order_of(at::MemoryFormat format) {
-  return format == at::MemoryFormat::Contiguous ? ChannelOrder::kPlanes : ChannelOrder::kLast;
-}
-
 /// A convolution, and the numbers that decide.
 struct Problem {
-  Problem(const ConvShape& conv, ChannelOrder channels, at::ScalarType type)
-      : shape(conv),
-        dtype(type),
-        is_planes(channels == ChannelOrder::kPlanes),
+  Problem(Isa given, const ConvShape& conv, ChannelOrder order, FloatType float_type)
+      : isa(given),
+        shape(conv),
+        type(float_type),
+        is_planes(order == ChannelOrder::kPlanes),
         positions(conv.batch * conv.positions()),
         weight(conv.rows * conv.columns()),
         products(positions * weight),
-        takes_grouped(kernels::find_grouped_conv(kernel_isa(), conv, channels) != nullptr) {}
+        takes_grouped(find_grouped_conv(given, conv, order) != nullptr) {}
 
   /// Groups of up to so many channels and rows.
   bool is_thin(std::int64_t most) const {
     return std::max(shape.group_rows(), shape.group_channels()) <= most;
   }
 
+  Isa isa;
   const ConvShape& shape;
-  at::ScalarType dtype;
+  FloatType type;
   bool is_planes;
   std::int64_t positions, weight, products;
   bool takes_grouped;
@@ -78,7 +72,7 @@ ConvWay grouped_way(const Problem& p) {
   const bool is_many = p.products > kMany;
   const bool gains = p.is_thin(p.is_planes || !is_many ? 8 : 4) || p.products <= kFew;
   if (gains && p.takes_grouped) return ConvWay::kGrouped;
-  if (kernels::takes_groups(p.shape) && p.shape.columns() >= kDirectColumns && !is_many) {
+  if (takes_groups(p.shape) && p.shape.columns() >= kDirectColumns && !is_many) {
     return ConvWay::kDirect;
   }
   return p.is_planes && has_few_columns(p) ? ConvWay::kGrouped : ConvWay::kAten;
@@ -88,10 +82,9 @@ ConvWay grouped_way(const Problem& p) {
 
 namespace avx512 {
 
-// ATen multiplies numbers of 16 bits at half the speed of fp32, or with AVX-512 BF16 at twice it on
-// processors that run best with that.
+// Whether torch multiplies such numbers at half the speed of fp32.
 bool has_slow_halves(const Problem& p) {
-  return p.dtype == at::kHalf || (p.dtype == at::kBFloat16 && kernel_isa() != Isa::kAvx512Bf16);
+  return p.type == FloatType::kF16 || (p.type == FloatType::kBF16 && !multiplies_bf16_fast());
 }
 
 ConvWay ungrouped_way(const Problem& p) {
@@ -99,7 +92,10 @@ ConvWay ungrouped_way(const Problem& p) {
   // Up to so many positions, and from so many elements of the weight on, dequantizing takes longer
   // than the products lose to ATen's; over pixels of one tap those lose more.
   constexpr std::int64_t kPositions = 800, kTapPositions = 256, kLargeWeight = 1 << 20;
+  // And so few products take less time than ATen's call.
+  constexpr std::int64_t kFew = 1 << 18;
   const bool is_tap = p.shape.taps() == 1;
+  if (p.products <= kFew) return ConvWay::kDirect;
   if (is_tap && p.is_planes) {
     return p.weight <= kThinWeight && p.takes_grouped ? ConvWay::kGrouped : ConvWay::kDirect;
   }
@@ -119,7 +115,7 @@ ConvWay grouped_way(const Problem& p) {
                                                            : is_half && p.is_thin(4));
   if (gains && p.takes_grouped) return ConvWay::kGrouped;
   // Groups of one tile of rows leave half of the kernel's registers unused.
-  const bool is_direct = kernels::takes_groups(p.shape) && p.shape.columns() >= kDirectColumns &&
+  const bool is_direct = takes_groups(p.shape) && p.shape.columns() >= kDirectColumns &&
                          p.products <= kMany &&
                          (is_half || p.shape.group_rows() > 16 || p.products <= kFewTileProducts);
   return is_direct ? ConvWay::kDirect : ConvWay::kAten;
@@ -127,35 +123,30 @@ ConvWay grouped_way(const Problem& p) {
 
 }  // namespace avx512
 
-bool has_wide_registers() {
-  return kernels::find_float_conv(kernel_isa()) == kernels::find_float_conv(Isa::kAvx512);
-}
+bool has_wide_registers(Isa isa) { return find_float_conv(isa) != find_float_conv(Isa::kAvx2); }
 
 }  // namespace
 
-ConvWay conv_way(const ConvShape& shape, at::MemoryFormat format, at::ScalarType dtype) {
-  const Isa isa = kernel_isa();
+ConvWay conv_way(Isa isa, const ConvShape& shape, ChannelOrder order, FloatType type) {
   if (isa == Isa::kPortable) return ConvWay::kAten;
-  const Problem p(shape, order_of(format), dtype);
-  // ATen's products of bf16 are twice as fast as the kernel's of fp32.
-  const bool is_fast_bf16 = isa == Isa::kAvx512Bf16 && dtype == at::kBFloat16;
-  if (kernels::find_float_conv(isa) == nullptr || is_fast_bf16) return plain_way(p);
-  if (shape.groups == 1 && p.positions <= kernels::kFewCanonicalTokens) return ConvWay::kPatches;
-  if (has_wide_registers()) {
+  const Problem p(isa, shape, order, type);
+  // torch's products of bf16 are twice as fast as the kernel's of fp32.
+  const bool is_fast_bf16 = isa == Isa::kAvx512Bf16 && type == FloatType::kBF16;
+  if (find_float_conv(isa) == nullptr || is_fast_bf16) return plain_way(p);
+  if (shape.groups == 1 && p.positions <= kFewCanonicalTokens) return ConvWay::kPatches;
+  if (has_wide_registers(isa)) {
     return shape.groups == 1 ? avx512::ungrouped_way(p) : avx512::grouped_way(p);
   }
   return shape.groups == 1 ? avx2::ungrouped_way(p) : avx2::grouped_way(p);
 }
 
-bool gains_from_codes(const ConvShape& shape, const WeightCodes& weight) {
+bool gains_from_codes(Isa isa, const ConvShape& shape, const PackedLayout& layout) {
   if (shape.group_rows() >= kIntegerRows) return true;
-  const Isa isa = kernel_isa();
   // Elsewhere it was not measured beside ATen.
-  if (kernels::find_grouped_conv(isa, {}, ChannelOrder::kPlanes) == nullptr) return false;
-  const kernels::PackedLayout layout(spec_of(weight));
+  if (find_grouped_conv(isa, {}, ChannelOrder::kPlanes) == nullptr) return false;
   // In one order or the other, so that both round the same.
-  return kernels::goes_without_patches(isa, shape, layout, ChannelOrder::kPlanes) ||
-         kernels::goes_without_patches(isa, shape, layout, ChannelOrder::kLast);
+  return goes_without_patches(isa, shape, layout, ChannelOrder::kPlanes) ||
+         goes_without_patches(isa, shape, layout, ChannelOrder::kLast);
 }
 
-}  // namespace quantal
+}  // namespace quantal::kernels
