@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/activation_codes.h"
+#include "kernels/float_conv.h"
 #include "kernels/integer_linear.h"
 #include "kernels/linear.h"
 #include "kernels/weights.h"
@@ -52,8 +53,14 @@ TEST(Variants, no_processor_with_avx2_gets_a_portable_kernel) {
     const WeightSpec spec = weight_of(qtype);
     EXPECT_EQ(find_linear(Isa::kAvxVnni, spec), find_linear(Isa::kAvx2, spec));
     EXPECT_EQ(find_linear(Isa::kAvx512Vnni, spec), find_linear(Isa::kAvx512, spec));
-    EXPECT_EQ(find_integer_linear(Isa::kAvx512Bf16, spec),
-              find_integer_linear(Isa::kAvx512Vnni, spec));
+    for (const Isa isa : {Isa::kAvx512Vbmi, Isa::kAvx512Bf16}) {
+      EXPECT_EQ(find_integer_linear(isa, spec), find_integer_linear(Isa::kAvx512Vnni, spec));
+    }
+  }
+  EXPECT_EQ(find_float_conv(Isa::kAvxVnni), find_float_conv(Isa::kAvx2));
+  EXPECT_NE(find_float_conv(Isa::kAvx512), find_float_conv(Isa::kAvx2));
+  for (const Isa isa : {Isa::kAvx512Vnni, Isa::kAvx512Vbmi, Isa::kAvx512Bf16}) {
+    EXPECT_EQ(find_float_conv(isa), find_float_conv(Isa::kAvx512));
   }
   EXPECT_NE(find_dequantize_range(Isa::kAvx2), find_dequantize_range(Isa::kPortable));
   EXPECT_NE(find_quantize_codes(Isa::kAvx2), find_quantize_codes(Isa::kPortable));
