@@ -16,22 +16,20 @@ constexpr std::int64_t kIntegerRows = 64;
 
 /// A convolution, and the numbers that decide.
 struct Problem {
-  Problem(Isa given, const ConvShape& conv, ChannelOrder order, FloatType float_type)
-      : isa(given),
-        shape(conv),
+  Problem(Isa isa, const ConvShape& conv, ChannelOrder order, FloatType float_type)
+      : shape(conv),
         type(float_type),
         is_planes(order == ChannelOrder::kPlanes),
         positions(conv.batch * conv.positions()),
         weight(conv.rows * conv.columns()),
         products(positions * weight),
-        takes_grouped(find_grouped_conv(given, conv, order) != nullptr) {}
+        takes_grouped(find_grouped_conv(isa, conv, order) != nullptr) {}
 
   /// Groups of up to so many channels and rows.
   bool is_thin(std::int64_t most) const {
     return std::max(shape.group_rows(), shape.group_channels()) <= most;
   }
 
-  Isa isa;
   const ConvShape& shape;
   FloatType type;
   bool is_planes;

@@ -18,18 +18,7 @@
 #include "kernels/cpu/avx2/positions.h"
 
 namespace quantal::kernels {
-namespace {
-
-void run(const FloatConvArgs& args, const ConvInput& input, const ParallelFor& parallel_for) {
-  for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() {
-    multiply_rows<Panels<qtype>>(*args.layout, args.weight, Positions(args, input), input.count(),
-                                 parallel_for);
-  });
-}
-
-}  // namespace
-
-const FloatConvKernel float_conv__avx2 = {load_floats, run};
+const FloatConvKernel float_conv__avx2 = {load_floats, multiply_positions<Panels>};
 
 }  // namespace quantal::kernels
 

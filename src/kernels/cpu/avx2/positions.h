@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/avx2/rows.h"
 #include "kernels/float_conv.h"
+#include "kernels/for_qtype.h"
 #include "kernels/row_blocks.h"
 
 namespace quantal::kernels {
@@ -104,6 +105,16 @@ class Positions {
   const FloatConvArgs& args_;
   const ConvInput& input_;
 };
+
+/// FloatConvKernel::run by an instruction set's panels.
+template <template <QTypeId> typename Panels>
+void multiply_positions(const FloatConvArgs& args, const ConvInput& input,
+                        const ParallelFor& parallel_for) {
+  for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() {
+    multiply_rows<Panels<qtype>>(*args.layout, args.weight, Positions(args, input), input.count(),
+                                 parallel_for);
+  });
+}
 
 }  // namespace
 }  // namespace quantal::kernels

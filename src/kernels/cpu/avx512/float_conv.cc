@@ -92,20 +92,9 @@ struct Panels {
       multipliers(std::make_index_sequence<kBlockTokens * kBlockTiles>());
 };
 
-void convert(const void* x, std::int64_t index, std::int64_t count, FloatType type, float* to) {
-  load_floats(x, index, count, type, to);
-}
-
-void run(const FloatConvArgs& args, const ConvInput& input, const ParallelFor& parallel_for) {
-  for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() {
-    multiply_rows<Panels<qtype>>(*args.layout, args.weight, Positions(args, input), input.count(),
-                                 parallel_for);
-  });
-}
-
 }  // namespace
 
-const FloatConvKernel float_conv__avx512 = {convert, run};
+const FloatConvKernel float_conv__avx512 = {load_floats, multiply_positions<Panels>};
 
 }  // namespace quantal::kernels
 
