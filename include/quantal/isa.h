@@ -18,6 +18,7 @@ enum class Isa {
   kAvx512Vnni,   ///< and AVX-512 VNNI
   kAvx512Vbmi,   ///< and AVX-512 VBMI
   kAvx512Bf16,   ///< and AVX-512 BF16
+  kAmx,          ///< and AMX-TILE, AMX-INT8 and AMX-BF16
   kNeon,         ///< every AArch64
   kNeonDotprod,  ///< and FEAT_DotProd
   kNeonI8mm,     ///< and FEAT_I8MM

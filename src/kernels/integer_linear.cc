@@ -10,6 +10,7 @@ IntegerLinearKernel find_integer_linear(Isa isa, const WeightSpec& spec) {
   if (!is_integer) return nullptr;
   return best_variant<IntegerLinearKernel>(isa, {
 #if defined(__x86_64__)
+                                                    {Isa::kAmx, integer_linear__amx},
                                                     {Isa::kAvx512Vnni, integer_linear__avx512_vnni},
                                                     {Isa::kAvx512, integer_linear__avx512},
                                                     {Isa::kAvxVnni, integer_linear__avx_vnni},

@@ -31,6 +31,7 @@ void integer_linear__avx2(const IntegerLinearArgs& args, const ParallelFor& para
 void integer_linear__avx_vnni(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
 void integer_linear__avx512(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
 void integer_linear__avx512_vnni(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
+void integer_linear__amx(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
 void integer_linear__neon(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
 void integer_linear__neon_dotprod(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
 void integer_linear__neon_i8mm(const IntegerLinearArgs& args, const ParallelFor& parallel_for);

@@ -11,11 +11,17 @@ struct Row {
   Isa isa;
   const char* name;
 };
-constexpr Row kIsas[] = {{Isa::kAvx512Bf16, "avx512_bf16"},   {Isa::kAvx512Vbmi, "avx512_vbmi"},
-                         {Isa::kAvx512Vnni, "avx512_vnni"},   {Isa::kAvx512, "avx512"},
-                         {Isa::kAvxVnni, "avx_vnni"},         {Isa::kAvx2, "avx2"},
-                         {Isa::kNeonBf16, "neon_bf16"},       {Isa::kNeonI8mm, "neon_i8mm"},
-                         {Isa::kNeonDotprod, "neon_dotprod"}, {Isa::kNeon, "neon"},
+constexpr Row kIsas[] = {{Isa::kAmx, "amx"},
+                         {Isa::kAvx512Bf16, "avx512_bf16"},
+                         {Isa::kAvx512Vbmi, "avx512_vbmi"},
+                         {Isa::kAvx512Vnni, "avx512_vnni"},
+                         {Isa::kAvx512, "avx512"},
+                         {Isa::kAvxVnni, "avx_vnni"},
+                         {Isa::kAvx2, "avx2"},
+                         {Isa::kNeonBf16, "neon_bf16"},
+                         {Isa::kNeonI8mm, "neon_i8mm"},
+                         {Isa::kNeonDotprod, "neon_dotprod"},
+                         {Isa::kNeon, "neon"},
                          {Isa::kPortable, "portable"}};
 
 std::string listed(const std::vector<Isa>& isas) {

@@ -7,6 +7,7 @@ namespace quantal::kernels {
 LinearKernel find_linear(Isa isa, const WeightSpec&) {
   return best_variant<LinearKernel>(isa, {
 #if defined(__x86_64__)
+                                             {Isa::kAmx, linear__amx},
                                              {Isa::kAvx512Bf16, linear__avx512_bf16},
                                              {Isa::kAvx512Vbmi, linear__avx512_vbmi},
                                              {Isa::kAvx512, linear__avx512},

@@ -65,6 +65,7 @@ void linear__avx2(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx512(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx512_vbmi(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__avx512_bf16(const LinearArgs& args, const ParallelFor& parallel_for);
+void linear__amx(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__neon(const LinearArgs& args, const ParallelFor& parallel_for);
 void linear__neon_bf16(const LinearArgs& args, const ParallelFor& parallel_for);
 

@@ -16,6 +16,7 @@ struct Variant {
 /// The instruction set whose kernels run where one has none of its own: a part of it.
 constexpr Isa next_best(Isa isa) {
   switch (isa) {
+    case Isa::kAmx:  // Intel's alone, whose products of bf16 without tiles are slow
     case Isa::kAvx512Bf16:
       return Isa::kAvx512Vbmi;
     case Isa::kAvx512Vbmi:

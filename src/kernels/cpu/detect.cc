@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <utility>
 #endif
@@ -15,6 +19,21 @@ namespace quantal::kernels {
 namespace {
 
 bool has(std::uint32_t word, int bit) { return (word >> bit & 1U) != 0; }
+
+bool has_tiles(const CpuFeatures& cpu) {
+  constexpr int kAmxTile = 24;
+  constexpr std::uint64_t kTiles = 0b11 << 17;
+  return has(cpu.leaf7_edx, kAmxTile) && (cpu.saved & kTiles) == kTiles;
+}
+
+bool ask_for_tiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, Linux 5.16
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 CpuFeatures read_features() {
   constexpr int kOsxsave = 27;
@@ -36,6 +55,7 @@ CpuFeatures read_features() {
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     cpu.saved = static_cast<std::uint64_t>(high) << 32 | low;
   }
+  cpu.permits_tiles = has_tiles(cpu) && ask_for_tiles();
   return cpu;
 }
 
@@ -75,16 +95,17 @@ std::vector<Isa> isas_of(const CpuFeatures& cpu) {
   // Intel's multiply half as many pairs of bf16 a cycle as AMD's, which is half as many numbers as
   // of fp32 (benchmarks/limits.cc: 172 and 350 GFLOP/s on Emerald Rapids, 845 and 456 on Zen 5).
   if (cpu.is_intel) std::swap(found[0], found[1]);
+  constexpr int kAmxBf16 = 22, kAmxInt8 = 25;
+  const bool has_products = has(cpu.leaf7_edx, kAmxBf16) && has(cpu.leaf7_edx, kAmxInt8);
+  if (has_tiles(cpu) && has_products && cpu.permits_tiles) add(Isa::kAmx);
   return found;
 }
 
 std::vector<Isa> detect_isas() { return isas_of(read_features()); }
 
 bool multiplies_bf16_fast(const CpuFeatures& cpu) {
-  constexpr int kAmxBf16 = 22, kAmxTile = 24, kAvx512Bf16 = 5;
-  constexpr std::uint64_t kTiles = 0b11 << 17;
-  const bool has_amx = has(cpu.leaf7_edx, kAmxBf16) && has(cpu.leaf7_edx, kAmxTile) &&
-                       (cpu.saved & kTiles) == kTiles;
+  constexpr int kAmxBf16 = 22, kAvx512Bf16 = 5;
+  const bool has_amx = has(cpu.leaf7_edx, kAmxBf16) && has_tiles(cpu);
   return has_amx || (runs_avx512(cpu) && has(cpu.leaf7_1_eax, kAvx512Bf16) && !cpu.is_intel);
 }
 

@@ -18,6 +18,8 @@ struct CpuFeatures {
   std::uint32_t leaf7_ebx = 0, leaf7_ecx = 0, leaf7_edx = 0;
   std::uint32_t leaf7_1_eax = 0;
   bool is_intel = false;
+  /// The operating system lets this process use AMX's tiles, which it must ask for.
+  bool permits_tiles = false;
   /// The registers that the operating system saves (XCR0): an instruction set is usable only with
   /// its own among them.
   std::uint64_t saved = 0;

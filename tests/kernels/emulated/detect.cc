@@ -5,8 +5,8 @@ namespace quantal::kernels {
 
 std::vector<Isa> detect_isas() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return {Isa::kPortable};
-  return {Isa::kAvx512Bf16, Isa::kAvx512Vbmi, Isa::kAvx512Vnni,
-          Isa::kAvx512,     Isa::kAvxVnni,    Isa::kPortable};
+  return {Isa::kAmx,    Isa::kAvx512Bf16, Isa::kAvx512Vbmi, Isa::kAvx512Vnni,
+          Isa::kAvx512, Isa::kAvxVnni,    Isa::kPortable};
 }
 
 bool multiplies_bf16_fast() { return false; }

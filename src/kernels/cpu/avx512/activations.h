@@ -1,8 +1,9 @@
 #pragma once
 
-// Included by this folder's files only, below their target pragma: float activations and their sums
-// for a weight-only linear.
+// Included by this folder's files only, below their target pragma: float activations of a
+// weight-only linear.
 
+#include "kernels/cpu/avx512/float_sums.h"
 #include "kernels/cpu/avx512/product.h"
 #include "kernels/linear.h"
 
@@ -46,11 +47,12 @@ class Activations {
             .x_sums = layout_.is_affine() ? words(sums_) : nullptr,
             .blocks_per_group = 1,
             .block_lines = layout_.group_lines(0) + 1,
-            .scales = nullptr,
-            .type = args_.type,
-            .y = args_.y,
-            .y_stride = args_.y_stride,
-            .bias = args_.bias};
+            .out = {.rows = layout_.spec().rows,
+                    .type = args_.type,
+                    .y = args_.y,
+                    .y_stride = args_.y_stride,
+                    .bias = args_.bias,
+                    .scales = nullptr}};
   }
 
  private:
@@ -96,25 +98,6 @@ class Activations {
   TokenBlocks blocks_;
   std::int64_t steps_;
   Scratch x_, sums_;
-};
-
-/// fp32 sums, with shifts where the weight is affine.
-template <bool is_affine>
-struct FloatSums {
-  using Sum = __m512;
-
-  static Sum zero() { return _mm512_setzero_ps(); }
-  static Sum join(Sum a, Sum b) { return _mm512_add_ps(a, b); }
-  static Sum load(const float* from) { return _mm512_loadu_ps(from); }
-  static void store(float* to, Sum sum) { _mm512_storeu_ps(to, sum); }
-
-  static __m512 apply(__m512 sum, Sum total, const TileScales& scales, const std::int32_t* x_sums,
-                      int token) {
-    const __m512 scaled = _mm512_fmadd_ps(total, scales.scale, sum);
-    if constexpr (!is_affine) return scaled;
-    const __m512 x_sum = _mm512_castsi512_ps(_mm512_set1_epi32(x_sums[token]));
-    return _mm512_fnmadd_ps(x_sum, scales.shift, scaled);
-  }
 };
 
 }  // namespace

@@ -40,8 +40,8 @@ struct Floats64 : Floats16 {
   template <QTypeId qtype>
   static void decode(const std::uint8_t* bytes, __m512 (&values)[kParts][1]) {
     const __m512i codes = _mm512_loadu_si512(bytes);
-    const __m512i low = WideLine<qtype>::look_up(WideLine<qtype>::kTable.low.data(), codes);
-    const __m512i high = WideLine<qtype>::look_up(WideLine<qtype>::kTable.high.data(), codes);
+    const __m512i low = WidePairs<qtype>::look_up(WidePairs<qtype>::kTable.low.data(), codes);
+    const __m512i high = WidePairs<qtype>::look_up(WidePairs<qtype>::kTable.high.data(), codes);
     const __m512i pairs[2] = {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
     const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
     QUANTAL_UNROLL for (int i = 0; i < 2; ++i) {

@@ -31,36 +31,8 @@ struct BF16Product : FloatSums<is_affine> {
   }
 };
 
-/// Codes of 4 and 2 bits, in the low bits of 32 words, by a permutation of 32 numbers of which only
-/// the 2^bits lowest differ: no mask is needed. Step i has the columns first(i) and first(i) + 2,
-/// which are the low and the high word of a row.
-template <int bits>
-struct NarrowLine {
-  static constexpr int kSteps = 16 / bits;
-  static constexpr int first(int step) { return bits * step % 8 / bits * 4 + bits * step / 8; }
-
-  void load(const std::byte* line) { words = _mm512_loadu_si512(line); }
-
-  template <int step>
-  __m512i get() const {
-    const __m512i index = step == 0 ? words : _mm512_srli_epi16(words, bits * step);
-    return _mm512_permutexvar_epi16(index, _mm512_loadu_si512(kTable.data()));
-  }
-
-  static constexpr auto kTable = [] {
-    std::array<std::uint16_t, 32> table{};
-    for (int i = 0; i < 32; ++i) {
-      const auto value = static_cast<float>(i & ((1 << bits) - 1));
-      table[i] = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16);
-    }
-    return table;
-  }();
-
-  __m512i words;
-};
-
 /// Columns in the order of a Line's steps.
-template <typename Line, bool pairs_are_apart>
+template <typename Line>
 struct BF16Row {
   static constexpr int kBytes = 2;  ///< of a column
 
@@ -78,18 +50,14 @@ struct BF16Row {
 
   static constexpr auto kOrder = [] {
     std::array<std::uint16_t, 32> order{};
-    for (int i = 0; i < 32; ++i) {
-      const int step = i / 2 % Line::kSteps, line = i / 2 / Line::kSteps;
-      const int column = Line::first(step) + i % 2 * (pairs_are_apart ? 2 : 1);
-      order[i] = static_cast<std::uint16_t>(line * Line::kSteps * 2 + column);
-    }
+    for (int i = 0; i < 32; ++i) order[i] = static_cast<std::uint16_t>(column_at<Line>(i));
     return order;
   }();
 };
 
 template <typename Line, bool is_affine>
 void run(const LinearArgs& args, const ParallelFor& parallel_for) {
-  const Activations<BF16Row<Line, is_affine>> x(args, parallel_for);
+  const Activations<BF16Row<Line>> x(args, parallel_for);
   multiply<Line, BF16Product<is_affine>>(x.job(), parallel_for);
 }
 
@@ -100,11 +68,11 @@ void linear__avx512_bf16(const LinearArgs& args, const ParallelFor& parallel_for
   if (args.type != FloatType::kBF16) return linear__avx512_vbmi(args, parallel_for);
   for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() {
     if constexpr (qtype == QTypeId::kInt2) {
-      run<NarrowLine<2>, true>(args, parallel_for);
+      run<NarrowPairs<2>, true>(args, parallel_for);
     } else if constexpr (qtype == QTypeId::kInt4) {
-      run<NarrowLine<4>, true>(args, parallel_for);
+      run<NarrowPairs<4>, true>(args, parallel_for);
     } else {
-      run<WideLine<qtype>, false>(args, parallel_for);
+      run<WidePairs<qtype>, false>(args, parallel_for);
     }
   });
 }

@@ -23,7 +23,7 @@
 namespace quantal::kernels {
 namespace {
 
-/// The columns of a WideLine one by one: bf16 is the upper half of fp32.
+/// The columns of a WidePairs one by one: bf16 is the upper half of fp32.
 template <QTypeId qtype>
 struct TableLine {
   static constexpr int kSteps = 4;
@@ -37,7 +37,7 @@ struct TableLine {
     return _mm512_and_si512(pair, _mm512_set1_epi32(static_cast<int>(0xFFFF0000)));
   }
 
-  WideLine<qtype> pairs;
+  WidePairs<qtype> pairs;
 };
 
 }  // namespace

@@ -18,6 +18,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/cpu/avx512/output.h"
 #include "kernels/cpu/avx512/rows.h"
 #include "kernels/cpu/detect.h"
 #include "kernels/scratch.h"
@@ -105,11 +106,7 @@ struct Job {
   const std::int32_t* x_sums;
   std::int64_t blocks_per_group;
   std::int64_t block_lines;
-  const float* scales;  ///< a token; null: 1
-  FloatType type;       ///< of y and bias
-  void* y;
-  std::int64_t y_stride;
-  const void* bias;
+  Output out;
 
   const std::byte* tile(std::int64_t index) const { return weight + index * layout->tile_bytes(); }
   const std::int32_t* block(std::int64_t token) const { return x + token * steps; }
@@ -118,16 +115,6 @@ struct Job {
     return x_sums == nullptr ? nullptr : x_sums + first * layout->groups() * blocks_per_group;
   }
 };
-
-inline void store_rows(const Job& job, std::int64_t tile, std::int64_t token, __m512 sum) {
-  const std::int64_t row = tile * kTileRows;
-  const __mmask16 lanes = first_lanes(job.layout->spec().rows - row);
-  const __m512 bias =
-      job.bias != nullptr ? load_floats(job.bias, row, job.type, lanes) : _mm512_setzero_ps();
-  const __m512 scale = _mm512_set1_ps(job.scales != nullptr ? job.scales[token] : 1.0F);
-  store_floats(job.y, token * job.y_stride + row, job.type, lanes,
-               _mm512_fmadd_ps(sum, scale, bias));
-}
 
 // total[tile][token] = Σ weight·x over `count` lines of each tile. A sum of few tokens is kept in
 // several chains, since one would wait for each addition.
@@ -202,7 +189,7 @@ void multiply_streams(const Job& job, std::int64_t first, std::int64_t distance)
   }
   for (int s = 0; s < tiles; ++s) {
     for (int t = 0; t < std::min<std::int64_t>(tokens, job.tokens); ++t) {
-      store_rows(job, first + s * distance, t, sums[s][t]);
+      store_rows(job.out, first + s * distance, t, sums[s][t]);
     }
   }
 }
@@ -363,8 +350,8 @@ class TilePair {
     multiply_segments();
     for (std::int64_t t = first_token; t < end_; ++t) {
       const float* sums = strip_.sums + 2 * (t - first_token) * kTileRows;
-      store_rows(job_, index[0], t, _mm512_loadu_ps(sums));
-      if (index[1] > index[0]) store_rows(job_, index[1], t, _mm512_loadu_ps(sums + kTileRows));
+      store_rows(job_.out, index[0], t, _mm512_loadu_ps(sums));
+      if (index[1] > index[0]) store_rows(job_.out, index[1], t, _mm512_loadu_ps(sums + kTileRows));
     }
   }
 

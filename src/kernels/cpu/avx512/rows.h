@@ -2,6 +2,7 @@
 
 // Included by this folder's files only, below their target pragma.
 
+#include <cstring>
 #include <utility>
 
 #include "kernels/cpu/avx512/intrinsics.h"
@@ -52,6 +53,20 @@ inline void store_floats(void* data, std::int64_t index, FloatType type, __mmask
                            ? _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
                            : round_to_bf16(value);
   _mm256_mask_storeu_epi16(static_cast<std::uint16_t*>(data) + index, lanes, half);
+}
+
+/// max|x| as its bits, which order as the numbers do; a NaN or infinity gives at least 0x7F800000.
+inline float max_magnitude(const void* x, FloatType type, std::int64_t begin, std::int64_t end) {
+  const __m512i sign_free = _mm512_set1_epi32(0x7FFFFFFF);
+  __m512i most = _mm512_setzero_si512();
+  for (std::int64_t i = begin; i < end; i += 16) {
+    const __m512 value = load_floats(x, i, type, first_lanes(end - i));
+    most = _mm512_max_epi32(most, _mm512_and_si512(_mm512_castps_si512(value), sign_free));
+  }
+  const std::int32_t top = _mm512_reduce_max_epi32(most);
+  float result;
+  std::memcpy(&result, &top, sizeof(result));
+  return result;
 }
 
 /// The scales of a tile's group, and the shifts (zeros for symmetric types).

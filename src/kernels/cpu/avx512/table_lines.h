@@ -1,7 +1,8 @@
 #pragma once
 
-// Included by this folder's files only, below their target pragma: lines of 8-bit codes as bf16,
-// looked up in tables (AVX-512 VBMI).
+// Included by files for AVX-512 and what it is a part of, below their target pragma: lines as pairs
+// of bf16 numbers, looked up in tables (AVX-512 VBMI). Step s of a line has columns first(s) and
+// first(s) + kApart.
 
 #include "kernels/cpu/avx512/bf16_tables.h"
 #include "kernels/cpu/avx512/rows.h"
@@ -9,10 +10,11 @@
 namespace quantal::kernels {
 namespace {
 
-/// Codes of 8 bits. Step 0 has columns 0 and 1, step 1 columns 2 and 3.
+/// Codes of 8 bits.
 template <QTypeId qtype>
-struct WideLine {
+struct WidePairs {
   static constexpr int kSteps = 2;
+  static constexpr int kApart = 1;
   static constexpr int first(int step) { return 2 * step; }
 
   void load(const std::byte* line) {
@@ -42,6 +44,42 @@ struct WideLine {
 
   __m512i steps[2];
 };
+
+/// Codes of 4 and 2 bits, in the low bits of 32 words, by a permutation of 32 numbers of which only
+/// the 2^bits lowest differ: no mask is needed. Step i has the columns first(i) and first(i) + 2,
+/// which are the low and the high word of a row.
+template <int bits>
+struct NarrowPairs {
+  static constexpr int kSteps = 16 / bits;
+  static constexpr int kApart = 2;
+  static constexpr int first(int step) { return bits * step % 8 / bits * 4 + bits * step / 8; }
+
+  void load(const std::byte* line) { words = _mm512_loadu_si512(line); }
+
+  template <int step>
+  __m512i get() const {
+    const __m512i index = step == 0 ? words : _mm512_srli_epi16(words, bits * step);
+    return _mm512_permutexvar_epi16(index, _mm512_loadu_si512(kTable.data()));
+  }
+
+  static constexpr auto kTable = [] {
+    std::array<std::uint16_t, 32> table{};
+    for (int i = 0; i < 32; ++i) {
+      const auto value = static_cast<float>(i & ((1 << bits) - 1));
+      table[i] = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16);
+    }
+    return table;
+  }();
+
+  __m512i words;
+};
+
+/// The column of the i-th number of lines whose steps follow each other.
+template <typename Line>
+constexpr int column_at(int i) {
+  const int step = i / 2 % Line::kSteps, line = i / 2 / Line::kSteps;
+  return line * Line::kSteps * 2 + Line::first(step) + i % 2 * Line::kApart;
+}
 
 }  // namespace
 }  // namespace quantal::kernels

@@ -18,20 +18,6 @@
 namespace quantal::kernels {
 namespace {
 
-// max|x| as its bits, which order as the numbers do; a NaN or infinity gives at least 0x7F800000.
-float magnitude(const void* x, FloatType type, std::int64_t begin, std::int64_t end) {
-  const __m512i sign_free = _mm512_set1_epi32(0x7FFFFFFF);
-  __m512i most = _mm512_setzero_si512();
-  for (std::int64_t i = begin; i < end; i += 16) {
-    const __m512 value = load_floats(x, i, type, first_lanes(end - i));
-    most = _mm512_max_epi32(most, _mm512_and_si512(_mm512_castps_si512(value), sign_free));
-  }
-  const std::int32_t top = _mm512_reduce_max_epi32(most);
-  float result;
-  std::memcpy(&result, &top, sizeof(result));
-  return result;
-}
-
 // As quantize_codes__avx2() does, of numbers without a NaN.
 bool quantize(const void* x, FloatType type, std::int64_t begin, std::int64_t end, float scale,
               std::int8_t* codes) {
@@ -51,7 +37,7 @@ bool quantize(const void* x, FloatType type, std::int64_t begin, std::int64_t en
 
 void quantize_tokens__avx512(const PackedLayout& layout, const TokenSource& source,
                              std::int64_t begin, std::int64_t end, const TokenCodes& out) {
-  quantize_tokens(layout, source, begin, end, out, magnitude, quantize);
+  quantize_tokens(layout, source, begin, end, out, max_magnitude, quantize);
 }
 
 }  // namespace quantal::kernels

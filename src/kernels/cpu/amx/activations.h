@@ -1,0 +1,144 @@
+#pragma once
+
+// Included by this folder's files only, below their target pragma: float activations as tiles of
+// bf16 numbers.
+
+#include <algorithm>
+#include <array>
+
+#include "kernels/cpu/amx/product.h"
+#include "kernels/cpu/avx512/table_lines.h"
+#include "kernels/linear.h"
+
+namespace quantal::kernels {
+namespace {
+
+/// 32 numbers that follow each other, in two registers.
+struct Numbers {
+  __m512 low, high;
+};
+
+inline Numbers load_numbers(const void* data, std::int64_t index, std::int64_t count,
+                            FloatType type) {
+  const __m512 low = load_floats(data, index, type, first_lanes(count));
+  if (count <= 16) return {low, _mm512_setzero_ps()};
+  return {low, load_floats(data, index + 16, type, first_lanes(count - 16))};
+}
+
+/// The upper half of each number, a bf16 number, is taken off: what stays is exact. Nothing stays
+/// of an infinity and of a (quiet) NaN.
+inline __m512 take_upper(__m512& value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i top = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
+  const __m512 upper = _mm512_castsi512_ps(_mm512_and_si512(bits, top));
+  const __m512 rest = _mm512_sub_ps(value, upper);
+  value = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(rest, rest, _CMP_ORD_Q), rest);
+  return upper;
+}
+
+/// x of all tokens as sums of `parts` bf16 numbers, exactly: fp16's 11 bits in two and fp32's 24
+/// in three. In the order of a Line's steps; every group is filled up with zeros to whole tiles.
+template <typename Line, int parts>
+class TileActivations {
+ public:
+  TileActivations(const LinearArgs& args, const ParallelFor& parallel_for)
+      : args_(args),
+        layout_(*args.layout),
+        group_words_(whole_steps(layout_.group_lines(0) * Line::kSteps)),
+        // Tokens a multiple of 4 KiB apart would compete for the same lines of the cache.
+        stride_(group_words_ * layout_.groups() + kTileSteps),
+        part_stride_(stride_ * whole_tiles(args.tokens)),
+        x_(parts * part_stride_),
+        sums_(layout_.is_affine() ? args.tokens * layout_.groups() : 0),
+        scales_(args.tokens) {
+    parallel_for(args.tokens, [this](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin; t < end; ++t) take_token(t);
+    });
+  }
+
+  TileJob job() const {
+    return {.layout = &layout_,
+            .weight = args_.weight,
+            .tokens = args_.tokens,
+            .x = words(x_),
+            .x_stride = stride_,
+            .part_stride = part_stride_,
+            .group_words = group_words_,
+            .x_sums = words(sums_),
+            .blocks_per_group = 1,
+            .block_lines = layout_.group_lines(0) + 1,
+            .out = {.rows = layout_.spec().rows,
+                    .type = args_.type,
+                    .y = args_.y,
+                    .y_stride = args_.y_stride,
+                    .bias = args_.bias,
+                    .scales = scales_.data()}};
+  }
+
+ private:
+  // The product takes numbers below 2^-126 for zeros, and such are parts of small numbers: a token
+  // of nothing else is multiplied by a power of two, and its results divided.
+  static constexpr float kSmall = 0x1p-40F, kFactor = 0x1p64F;
+
+  static constexpr std::int64_t whole_steps(std::int64_t steps) {
+    return (steps + kTileSteps - 1) / kTileSteps * kTileSteps;
+  }
+  static std::int32_t* words(const Scratch& scratch) {
+    return reinterpret_cast<std::int32_t*>(scratch.data());
+  }
+
+  void take_token(std::int64_t token) const {
+    const std::int64_t from = token * args_.x_stride;
+    const float most = max_magnitude(args_.x, args_.type, from, from + layout_.spec().columns);
+    const bool is_small = most < kSmall && most > 0;
+    scales_.data()[token] = is_small ? 1 / kFactor : 1;
+    for (std::int64_t g = 0; g < layout_.groups(); ++g) {
+      take_group(token, g, from + layout_.group_begin(g), is_small ? kFactor : 1);
+    }
+  }
+
+  void take_group(std::int64_t token, std::int64_t group, std::int64_t from, float factor) const {
+    std::int32_t* to = words(x_) + token * stride_ + group * group_words_;
+    const std::int64_t columns = layout_.group_columns(group);
+    const __m512 scale = _mm512_set1_ps(factor);
+    const __m512i order = _mm512_loadu_si512(kOrder.data());
+    __m512 sum = _mm512_setzero_ps();
+    std::int64_t word = 0;
+    for (std::int64_t i = 0; i < columns; i += 32, word += kTileSteps) {
+      Numbers x = load_numbers(args_.x, from + i, columns - i, args_.type);
+      x = {_mm512_mul_ps(x.low, scale), _mm512_mul_ps(x.high, scale)};
+      sum = _mm512_add_ps(sum, _mm512_add_ps(x.low, x.high));
+      for (int part = 0; part < parts; ++part) {
+        const __m512i low = _mm512_castps_si512(take_upper(x.low));
+        const __m512i high = _mm512_castps_si512(take_upper(x.high));
+        _mm512_storeu_si512(to + part * part_stride_ + word,
+                            _mm512_permutex2var_epi16(low, order, high));
+      }
+    }
+    for (; word < group_words_; word += kTileSteps) {
+      for (int part = 0; part < parts; ++part) {
+        _mm512_storeu_si512(to + part * part_stride_ + word, _mm512_setzero_si512());
+      }
+    }
+    if (layout_.is_affine()) {
+      sums_.data()[token * layout_.groups() + group] = _mm512_reduce_add_ps(sum);
+    }
+  }
+
+  // Of 64 halves of two registers, the upper ones of each number.
+  static constexpr auto kOrder = [] {
+    std::array<std::uint16_t, 32> order{};
+    for (int i = 0; i < 32; ++i) {
+      order[i] = static_cast<std::uint16_t>(2 * column_at<Line>(i) + 1);
+    }
+    return order;
+  }();
+
+  const LinearArgs& args_;
+  const PackedLayout& layout_;
+  std::int64_t group_words_, stride_, part_stride_;
+  Scratch x_, sums_, scales_;
+};
+
+}  // namespace
+}  // namespace quantal::kernels

@@ -1,0 +1,73 @@
+// Weight-only linear for AMX: tdpbf16ps multiplies pairs of columns. Every code is exact in bf16,
+// and so are activations of fp16 and fp32 as a sum of two and three numbers; scale and shift are
+// applied to fp32 sums, so that only fp32 additions round.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "kernels/cpu/avx512/bf16_tables.h"
+#include "kernels/cpu/avx512/intrinsics.h"
+#include "kernels/cpu/detect.h"
+#include "kernels/for_qtype.h"
+#include "kernels/linear.h"
+#include "kernels/scratch.h"
+
+#pragma GCC push_options
+#if !defined(QUANTAL_EMULATE)
+#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx2,fma,f16c")
+#endif
+
+#include "kernels/cpu/amx/activations.h"
+#include "kernels/cpu/amx/product.h"
+#include "kernels/cpu/avx512/float_sums.h"
+#include "kernels/cpu/avx512/table_lines.h"
+
+namespace quantal::kernels {
+namespace {
+
+template <bool is_affine>
+struct BF16Product : FloatSums<is_affine> {
+  template <int sums, int x, int weight>
+  static inline __attribute__((always_inline)) void add() {
+    add_bf16_products<sums, x, weight>();
+  }
+};
+
+template <typename Line, bool is_affine, int parts>
+void run(const LinearArgs& args, const ParallelFor& parallel_for) {
+  const TileActivations<Line, parts> x(args, parallel_for);
+  multiply<Line, BF16Product<is_affine>, parts>(x.job(), parallel_for);
+}
+
+template <typename Line, bool is_affine>
+void run(const LinearArgs& args, const ParallelFor& parallel_for) {
+  switch (args.type) {
+    case FloatType::kBF16:
+      return run<Line, is_affine, 1>(args, parallel_for);
+    case FloatType::kF16:
+      return run<Line, is_affine, 2>(args, parallel_for);
+    case FloatType::kF32:
+      return run<Line, is_affine, 3>(args, parallel_for);
+  }
+}
+
+}  // namespace
+
+void linear__amx(const LinearArgs& args, const ParallelFor& parallel_for) {
+  if (args.tokens <= kFewTileTokens) return linear__avx512_vbmi(args, parallel_for);
+  for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() {
+    if constexpr (qtype == QTypeId::kInt2) {
+      run<NarrowPairs<2>, true>(args, parallel_for);
+    } else if constexpr (qtype == QTypeId::kInt4) {
+      run<NarrowPairs<4>, true>(args, parallel_for);
+    } else {
+      run<WidePairs<qtype>, false>(args, parallel_for);
+    }
+  });
+}
+
+}  // namespace quantal::kernels
+
+#pragma GCC pop_options
