@@ -20,13 +20,13 @@ std::int64_t stride_for(std::int64_t columns) {
 
 }  // namespace
 
-TokenCodes::TokenCodes(const PackedLayout& layout, std::int64_t tokens, std::int64_t multiple)
+TokenCodes::TokenCodes(const PackedLayout& layout, std::int64_t tokens)
     : tokens_(tokens),
       stride_(stride_for(layout.padded_columns())),
       blocks_per_group_(std::max<std::int64_t>(
           1, ceil_div(layout.group_lines(0) * layout.depth(), kBlockColumns))),
       blocks_(layout.groups() * blocks_per_group_),
-      codes_(ceil_div(tokens, multiple) * multiple * stride_ / 4),
+      codes_(ceil_div(tokens * stride_, 4)),
       sums_(tokens * blocks_),
       scales_(tokens) {}
 

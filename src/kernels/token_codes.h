@@ -24,8 +24,7 @@ class TokenCodes {
   /// Bytes behind the columns of a token that may be written before finish().
   static constexpr std::int64_t kSlack = 64;
 
-  /// With memory for a multiple of `multiple` tokens, of which those past the last hold anything.
-  TokenCodes(const PackedLayout& layout, std::int64_t tokens, std::int64_t multiple = 1);
+  TokenCodes(const PackedLayout& layout, std::int64_t tokens);
   // Not inline: it would be compiled for whatever instructions the file that uses it is.
   ~TokenCodes();
   TokenCodes(const TokenCodes&) = delete;

@@ -13,7 +13,7 @@ constexpr std::uint32_t bits(std::initializer_list<int> places) {
   return word;
 }
 
-// A processor with everything, under an operating system that saves all registers.
+// A processor with everything but AMX, under an operating system that saves all registers.
 CpuFeatures everything() {
   return {.leaf1_ecx = bits({12, 27, 28, 29}),
           .leaf7_ebx = bits({5, 16, 17, 30, 31}),
@@ -61,6 +61,38 @@ TEST(Detect, asks_for_every_part_of_an_instruction_set) {
   without_vbmi.leaf7_ecx &= ~bits({1});
   EXPECT_EQ(isas_of(without_vbmi).front(), Isa::kAvx512Vnni);
   CpuFeatures without_bf16 = everything();
+  without_bf16.leaf7_1_eax &= ~bits({5});
+  EXPECT_EQ(isas_of(without_bf16).front(), Isa::kAvx512Vbmi);
+}
+
+// And AMX, which the system lets the process use.
+CpuFeatures everything_of_intel() {
+  CpuFeatures cpu = everything();
+  cpu.leaf7_edx = bits({22, 24, 25});
+  cpu.is_intel = true;
+  cpu.saved |= std::uint64_t{0b11} << 17;
+  cpu.permits_tiles = true;
+  return cpu;
+}
+
+TEST(Detect, finds_amx_where_all_of_it_may_be_used) {
+  EXPECT_EQ(isas_of(everything_of_intel()),
+            (std::vector<Isa>{Isa::kAmx, Isa::kAvx512Vbmi, Isa::kAvx512Bf16, Isa::kAvx512Vnni,
+                              Isa::kAvx512, Isa::kAvxVnni, Isa::kAvx2, Isa::kPortable}));
+  for (const int place : {22, 24, 25}) {
+    CpuFeatures cpu = everything_of_intel();
+    cpu.leaf7_edx &= ~bits({place});
+    EXPECT_EQ(isas_of(cpu).front(), Isa::kAvx512Vbmi) << place;
+  }
+  for (const int place : {17, 18}) {
+    CpuFeatures cpu = everything_of_intel();
+    cpu.saved &= ~(std::uint64_t{1} << place);
+    EXPECT_EQ(isas_of(cpu).front(), Isa::kAvx512Vbmi) << place;
+  }
+  CpuFeatures refused = everything_of_intel();
+  refused.permits_tiles = false;
+  EXPECT_EQ(isas_of(refused).front(), Isa::kAvx512Vbmi);
+  CpuFeatures without_bf16 = everything_of_intel();
   without_bf16.leaf7_1_eax &= ~bits({5});
   EXPECT_EQ(isas_of(without_bf16).front(), Isa::kAvx512Vbmi);
 }

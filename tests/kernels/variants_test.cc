@@ -19,7 +19,8 @@ TEST(Variants, the_nearest_part_of_an_instruction_set_is_chosen) {
   };
   const Variant<const char*> portable{Isa::kPortable, "portable"}, avx2{Isa::kAvx2, "avx2"};
   const Variant<const char*> avx_vnni{Isa::kAvxVnni, "avx_vnni"}, avx512{Isa::kAvx512, "avx512"};
-  for (const Isa isa : {Isa::kAvx512Bf16, Isa::kAvx512Vbmi, Isa::kAvx512Vnni, Isa::kAvx512}) {
+  for (const Isa isa :
+       {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512Vbmi, Isa::kAvx512Vnni, Isa::kAvx512}) {
     EXPECT_EQ(chosen(isa, {avx512, avx_vnni, avx2, portable}), "avx512");
     EXPECT_EQ(chosen(isa, {avx_vnni, avx2, portable}), "avx2");
     EXPECT_EQ(chosen(isa, {portable}), "portable");
@@ -35,7 +36,7 @@ TEST(Variants, the_nearest_part_of_an_instruction_set_is_chosen) {
 // Kernels are only looked up, so that this holds for processors beyond the one it runs on.
 TEST(Variants, no_processor_with_avx2_gets_a_portable_kernel) {
   for (const Isa isa : {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Vbmi,
-                        Isa::kAvx512Bf16}) {
+                        Isa::kAvx512Bf16, Isa::kAmx}) {
     for (const QTypeId qtype : kAllTypes) {
       ASSERT_NE(find_linear(isa, weight_of(qtype)), nullptr);
       EXPECT_NE(find_linear(isa, weight_of(qtype)), find_linear(Isa::kPortable, weight_of(qtype)));
@@ -59,7 +60,7 @@ TEST(Variants, no_processor_with_avx2_gets_a_portable_kernel) {
   }
   EXPECT_EQ(find_float_conv(Isa::kAvxVnni), find_float_conv(Isa::kAvx2));
   EXPECT_NE(find_float_conv(Isa::kAvx512), find_float_conv(Isa::kAvx2));
-  for (const Isa isa : {Isa::kAvx512Vnni, Isa::kAvx512Vbmi, Isa::kAvx512Bf16}) {
+  for (const Isa isa : {Isa::kAvx512Vnni, Isa::kAvx512Vbmi, Isa::kAvx512Bf16, Isa::kAmx}) {
     EXPECT_EQ(find_float_conv(isa), find_float_conv(Isa::kAvx512));
   }
   EXPECT_NE(find_dequantize_range(Isa::kAvx2), find_dequantize_range(Isa::kPortable));
@@ -76,9 +77,9 @@ TEST(Variants, every_isa_has_a_linear_and_float8_no_integer_one) {
   }
 }
 
-constexpr Isa kAllIsas[] = {Isa::kPortable,    Isa::kAvx2,       Isa::kAvxVnni,    Isa::kAvx512,
-                            Isa::kAvx512Vnni,  Isa::kAvx512Vbmi, Isa::kAvx512Bf16, Isa::kNeon,
-                            Isa::kNeonDotprod, Isa::kNeonI8mm,   Isa::kNeonBf16};
+constexpr Isa kAllIsas[] = {Isa::kPortable,   Isa::kAvx2,        Isa::kAvxVnni,    Isa::kAvx512,
+                            Isa::kAvx512Vnni, Isa::kAvx512Vbmi,  Isa::kAvx512Bf16, Isa::kAmx,
+                            Isa::kNeon,       Isa::kNeonDotprod, Isa::kNeonI8mm,   Isa::kNeonBf16};
 
 std::string best(Isa isa, std::initializer_list<Variant<const char*>> variants) {
   return best_variant<const char*>(isa, variants);

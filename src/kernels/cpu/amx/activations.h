@@ -37,19 +37,17 @@ inline __m512 take_upper(__m512& value) {
 }
 
 /// x of all tokens as sums of `parts` bf16 numbers, exactly: fp16's 11 bits in two and fp32's 24
-/// in three. In the order of a Line's steps; every group is filled up with zeros to whole tiles.
+/// in three. In the order of a Line's steps; every group is filled up with zeros to whole tiles;
+/// tokens past the last hold anything.
 template <typename Line, int parts>
 class TileActivations {
  public:
   TileActivations(const LinearArgs& args, const ParallelFor& parallel_for)
       : args_(args),
         layout_(*args.layout),
-        group_words_(whole_steps(layout_.group_lines(0) * Line::kSteps)),
-        // Tokens a multiple of 4 KiB apart would compete for the same lines of the cache.
-        stride_(group_words_ * layout_.groups() + kTileSteps),
-        part_stride_(stride_ * whole_tiles(args.tokens)),
-        x_(parts * part_stride_),
-        sums_(layout_.is_affine() ? args.tokens * layout_.groups() : 0),
+        tiles_(args.tokens, tiles_for(layout_.group_lines(0) * Line::kSteps), layout_.groups()),
+        x_(parts * tiles_.size()),
+        sums_(layout_.is_affine() ? tiles_.count * kTileTokens * layout_.groups() : 0),
         scales_(args.tokens) {
     parallel_for(args.tokens, [this](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) take_token(t);
@@ -60,10 +58,8 @@ class TileActivations {
     return {.layout = &layout_,
             .weight = args_.weight,
             .tokens = args_.tokens,
+            .x_tiles = tiles_,
             .x = words(x_),
-            .x_stride = stride_,
-            .part_stride = part_stride_,
-            .group_words = group_words_,
             .x_sums = words(sums_),
             .blocks_per_group = 1,
             .block_lines = layout_.group_lines(0) + 1,
@@ -80,9 +76,6 @@ class TileActivations {
   // of nothing else is multiplied by a power of two, and its results divided.
   static constexpr float kSmall = 0x1p-40F, kFactor = 0x1p64F;
 
-  static constexpr std::int64_t whole_steps(std::int64_t steps) {
-    return (steps + kTileSteps - 1) / kTileSteps * kTileSteps;
-  }
   static std::int32_t* words(const Scratch& scratch) {
     return reinterpret_cast<std::int32_t*>(scratch.data());
   }
@@ -98,26 +91,25 @@ class TileActivations {
   }
 
   void take_group(std::int64_t token, std::int64_t group, std::int64_t from, float factor) const {
-    std::int32_t* to = words(x_) + token * stride_ + group * group_words_;
+    std::int32_t* to = words(x_) + tiles_.at(token, group, 0);
+    const std::int32_t* end = to + tiles_.block_tiles * kTileWords;
     const std::int64_t columns = layout_.group_columns(group);
     const __m512 scale = _mm512_set1_ps(factor);
     const __m512i order = _mm512_loadu_si512(kOrder.data());
     __m512 sum = _mm512_setzero_ps();
-    std::int64_t word = 0;
-    for (std::int64_t i = 0; i < columns; i += 32, word += kTileSteps) {
+    for (std::int64_t i = 0; i < columns; i += 32, to += kTileWords) {
       Numbers x = load_numbers(args_.x, from + i, columns - i, args_.type);
       x = {_mm512_mul_ps(x.low, scale), _mm512_mul_ps(x.high, scale)};
       sum = _mm512_add_ps(sum, _mm512_add_ps(x.low, x.high));
       for (int part = 0; part < parts; ++part) {
         const __m512i low = _mm512_castps_si512(take_upper(x.low));
         const __m512i high = _mm512_castps_si512(take_upper(x.high));
-        _mm512_storeu_si512(to + part * part_stride_ + word,
-                            _mm512_permutex2var_epi16(low, order, high));
+        _mm512_storeu_si512(to + part * tiles_.size(), _mm512_permutex2var_epi16(low, order, high));
       }
     }
-    for (; word < group_words_; word += kTileSteps) {
+    for (; to < end; to += kTileWords) {
       for (int part = 0; part < parts; ++part) {
-        _mm512_storeu_si512(to + part * part_stride_ + word, _mm512_setzero_si512());
+        _mm512_storeu_si512(to + part * tiles_.size(), _mm512_setzero_si512());
       }
     }
     if (layout_.is_affine()) {
@@ -136,7 +128,7 @@ class TileActivations {
 
   const LinearArgs& args_;
   const PackedLayout& layout_;
-  std::int64_t group_words_, stride_, part_stride_;
+  TokenTiles tiles_;
   Scratch x_, sums_, scales_;
 };
 

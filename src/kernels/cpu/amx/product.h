@@ -4,11 +4,14 @@
 //
 // The loops of every linear of this folder. A line of the packed weight is one row of a tile as it
 // lies (bytes), or several once it is decoded (bf16 pairs, codes of fewer bits): 16 rows of the
-// weight, 4 bytes of each. So a panel of decoded lines is read as tiles, 16 steps each, and so are
-// 16 tokens by 64 bytes of their rows. 32 tokens by 32 rows of the result stay in four tiles.
+// weight, 4 bytes of each. So decoded lines are read as tiles, 16 steps each, and so are 16 tokens
+// by 64 bytes of their rows. Four tiles of sums stay in registers.
 //
-// Some tiles of the weight by some columns are decoded into a panel that stays in the second-level
-// cache, and every block of tokens is multiplied by all of it before the next one is made.
+// Few tokens: memory is the limit. Several tiles of the weight are read at once, in streams that
+// are far from each other, and decoded a register at a time. Many tokens: some tiles by some
+// columns are decoded into a panel that stays in the second-level cache, and every block of tokens
+// is multiplied by all of it before the next one is made. Sums of a group are scaled while the
+// next group is multiplied.
 
 #include <algorithm>
 #include <cstring>
@@ -25,32 +28,49 @@ namespace {
 constexpr std::int64_t kTileTokens = 16;
 constexpr std::int64_t kTileSteps = 16;
 constexpr std::int64_t kTileWords = kTileRows * kTileSteps;
+constexpr std::int64_t kTileBytes = kTileWords * 4;
 constexpr std::int64_t kBlockTokens = 2 * kTileTokens;
 constexpr std::int64_t kBlockTiles = 8;
-constexpr std::int64_t kPanelSteps = 256;
+constexpr std::int64_t kPanelSteps = 512;
 constexpr std::int64_t kPanelWords = kPanelSteps * kTileRows;
 constexpr std::int64_t kMostStripTokens = 1024;
 constexpr int kMostSpans = 16;
 
-/// With so few, kernels that read the weight from several places at once are as fast.
+/// With so few, kernels that need no tiles are as fast.
 constexpr std::int64_t kFewTileTokens = 4;
 
-/// Tokens for which there must be memory: whole tiles are read.
-constexpr std::int64_t whole_tiles(std::int64_t tokens) {
-  return (tokens + kTileTokens - 1) / kTileTokens * kTileTokens;
+/// Tiles of 16 that `count` tokens or steps take.
+constexpr std::int64_t tiles_for(std::int64_t count) {
+  return (count + kTileSteps - 1) / kTileSteps;
 }
 
-/// What is multiplied. Tokens lie one after the other, `x_stride` words of 4 bytes apart, and in
-/// `parts` whose sum they are, `part_stride` words apart.
+/// Where the tokens of a call lie: tiles of 16 tokens by 16 words of 4 bytes. Every block of a
+/// group begins a tile.
+struct TokenTiles {
+  TokenTiles(std::int64_t tokens, std::int64_t tiles_of_block, std::int64_t blocks)
+      : count(tiles_for(tokens)), block_tiles(tiles_of_block), row_tiles(block_tiles * blocks) {}
+
+  std::int64_t size() const { return count * row_tiles * kTileWords; }
+  /// Words [16 tile, 16 tile + 16) of a token, from the beginning of a block.
+  std::int64_t at(std::int64_t token, std::int64_t block, std::int64_t tile) const {
+    return (token / kTileTokens * row_tiles + block * block_tiles + tile) * kTileWords +
+           token % kTileTokens * kTileSteps;
+  }
+
+  std::int64_t count;  ///< of 16 tokens
+  std::int64_t block_tiles;
+  std::int64_t row_tiles;  ///< of 16 tokens
+};
+
+/// What is multiplied: tokens in `parts` whose sum they are, one after the other.
 struct TileJob {
   const PackedLayout* layout;
   const std::byte* weight;
   std::int64_t tokens;
+  TokenTiles x_tiles;
   const std::int32_t* x;
-  std::int64_t x_stride, part_stride;
-  std::int64_t group_words;  ///< of x, from one group to the next
-  /// Σ x of each block of each group, [token][block], fp32 or int32 as the Product has it; null
-  /// where the Product has no use for them.
+  /// Σ x of each block of each group, [token][block], fp32 or int32 as the Product has it, with
+  /// memory for whole tiles of tokens; null where the Product has no use for them.
   const std::int32_t* x_sums;
   std::int64_t blocks_per_group;
   std::int64_t block_lines;
@@ -60,10 +80,127 @@ struct TileJob {
   const std::byte* tile(std::int64_t index) const { return weight + index * layout->tile_bytes(); }
 };
 
+// Tiles: 4 of sums, then 2 of tokens and 2 of the weight, or 1 and 3.
+constexpr int kXTile = 4, kWeightTile = 6;
+
+/// sums[token][row] of a tile += what `totals`, of a block, are once they are scaled.
+template <typename Product>
+inline void apply_tile(const TileJob& job, std::int64_t first_token, std::int64_t block,
+                       const TileScales& scales, const float* totals, float* sums) {
+  const std::int32_t* x_sums = job.x_sums + first_token * job.blocks() + block;
+  const std::int64_t stride = job.blocks();
+  QUANTAL_UNROLL for (int t = 0; t < kTileTokens; ++t) {
+    const __m512 before = _mm512_loadu_ps(sums + t * kTileRows);
+    const auto total = Product::load(totals + t * kTileRows);
+    _mm512_storeu_ps(sums + t * kTileRows,
+                     Product::apply(before, total, scales, x_sums + t * stride, 0));
+  }
+}
+
+// Calls body(i, j) for `rows` by `columns` tiles.
+template <int rows, int columns, typename Body>
+inline __attribute__((always_inline)) void for_tiles(const Body& body) {
+  for_steps<rows>([&](auto i) __attribute__((always_inline)) {
+    for_steps<columns>([&](auto j) __attribute__((always_inline)) { body(i, j); });
+  });
+}
+
+/// Takes `count` lines apart into steps, and fills the last tile with zeros.
+template <typename Line>
+inline void decode(const std::byte* lines, std::int64_t count, std::int64_t ahead,
+                   std::byte* steps) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    Line line;
+    _mm_prefetch(reinterpret_cast<const char*>(lines) + ahead, _MM_HINT_T0);
+    line.load(lines);
+    for_steps<Line::kSteps>([&](auto step) __attribute__((always_inline)) {
+      _mm512_storeu_si512(steps + step * kLineBytes, line.template get<step>());
+    });
+    lines += kLineBytes, steps += Line::kSteps * kLineBytes;
+  }
+  for (std::int64_t step = count * Line::kSteps; step % kTileSteps != 0; ++step) {
+    _mm512_storeu_si512(steps, _mm512_setzero_si512());
+    steps += kLineBytes;
+  }
+}
+
+/// `tiles` tiles of the weight, `distance` from each other, by all tokens, of which there are
+/// `token_tiles`.
+template <typename Line, typename Product, int parts, int token_tiles, int tiles>
+void multiply_streams(const TileJob& job, std::int64_t first, std::int64_t distance) {
+  constexpr std::int64_t kLines = kTileSteps / Line::kSteps;
+  const PackedLayout& layout = *job.layout;
+  const std::int64_t ahead = prefetch_bytes();
+  alignas(64) std::byte steps[tiles * kTileBytes];
+  alignas(64) float totals[token_tiles * tiles * kTileWords];
+  alignas(64) float sums[token_tiles * tiles * kTileWords] = {};
+  for (std::int64_t block = 0; block < job.blocks(); ++block) {
+    const std::int64_t group = block / job.blocks_per_group;
+    const std::int64_t begin = block % job.blocks_per_group * job.block_lines;
+    const std::int64_t end = std::min(layout.group_lines(group), begin + job.block_lines);
+    for_tiles<token_tiles, tiles>(
+        [](auto i, auto j) __attribute__((always_inline)) { zero_tile<i * tiles + j>(); });
+    const std::int32_t* x = job.x + job.x_tiles.at(0, block, 0);
+    for (std::int64_t line = begin; line < end; line += kLines, x += kTileWords) {
+      const std::int64_t count = std::min(kLines, end - line);
+      for (int j = 0; j < tiles; ++j) {
+        const std::byte* from =
+            job.tile(first + j * distance) + layout.group_offset(group) + line * kLineBytes;
+        decode<Line>(from, count, ahead, steps + j * kTileBytes);
+      }
+      for_steps<parts>([&](auto part) __attribute__((always_inline)) {
+        for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
+          load_tile<kXTile + i>(
+              x + part * job.x_tiles.size() + i * job.x_tiles.row_tiles * kTileWords, kLineBytes);
+        });
+        for_steps<tiles>([&](auto j) __attribute__((always_inline)) {
+          constexpr int kWeight = kWeightTile + j % 2;
+          load_tile<kWeight>(steps + j * kTileBytes, kLineBytes);
+          for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
+            Product::template add<i * tiles + j, kXTile + i, kWeight>();
+          });
+        });
+      });
+    }
+    for_tiles<token_tiles, tiles>([&](auto i, auto j) __attribute__((always_inline)) {
+      store_tile<i * tiles + j>(totals + (i * tiles + j) * kTileWords, kLineBytes);
+    });
+    for (int j = 0; j < tiles; ++j) {
+      const TileScales scales(layout, job.tile(first + j * distance), group);
+      for (int i = 0; i < token_tiles; ++i) {
+        const std::int64_t at = (i * tiles + j) * kTileWords;
+        apply_tile<Product>(job, i * kTileTokens, block, scales, totals + at, sums + at);
+      }
+    }
+  }
+  for (std::int64_t t = 0; t < job.tokens; ++t) {
+    const float* token_sums =
+        sums + t / kTileTokens * tiles * kTileWords + t % kTileTokens * kTileRows;
+    for (int j = 0; j < tiles; ++j) {
+      store_rows(job.out, first + j * distance, t, _mm512_loadu_ps(token_sums + j * kTileWords));
+    }
+  }
+}
+
+template <typename Line, typename Product, int parts, int token_tiles>
+void few_tokens(const TileJob& job, const ParallelFor& parallel_for) {
+  constexpr int kStreams = 4 / token_tiles;
+  parallel_for(job.layout->tiles(), [&](std::int64_t begin, std::int64_t end) {
+    const TileRegisters registers;
+    const std::int64_t distance = (end - begin) / kStreams;
+    for (std::int64_t i = 0; i < distance; ++i) {
+      multiply_streams<Line, Product, parts, token_tiles, kStreams>(job, begin + i, distance);
+    }
+    for (std::int64_t i = begin + distance * kStreams; i < end; ++i) {
+      multiply_streams<Line, Product, parts, token_tiles, 1>(job, i, 0);
+    }
+  });
+}
+
 /// A part of a block of a group that is in the panel.
 struct Span {
   std::int64_t block;  ///< of a token's x_sums
-  std::int64_t word;   ///< of a token, where it begins
+  std::int64_t tile;   ///< of its block, where it begins
   std::int64_t step;   ///< of the panel, too
   std::int64_t tiles;  ///< of kTileSteps; zeros fill the last one
   bool is_first;       ///< of its block
@@ -84,93 +221,86 @@ struct Strip {
   }
 };
 
-// Tiles: 4 of sums, 2 of tokens, 2 of the weight.
-constexpr int kXTile = 4, kWeightTile = 6;
-
 /// Up to 2 tiles of tokens by up to 2 of the weight. Products are a Product's, of tokens in
 /// `parts`.
 template <typename Product, int parts, int token_tiles, int tiles>
-void multiply_block(const TileJob& job, const Strip& strip, std::int64_t first_token,
-                    std::int64_t token_tile, std::int64_t first_tile) {
-  const std::int64_t x_bytes = job.x_stride * 4;
-  alignas(64) float block_totals[token_tiles * tiles * kTileWords];
-  const auto for_sums = [](const auto& body) __attribute__((always_inline)) {
-    for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
-      for_steps<tiles>([&](auto j) __attribute__((always_inline)) { body(i, j); });
-    });
-  };
-  for (int s = 0; s < strip.count; ++s) {
-    const Span& span = strip.spans[s];
-    const bool is_whole = span.is_first && span.is_last;
-    const auto totals = [&](int i, int j) __attribute__((always_inline)) {
-      return is_whole ? block_totals + (i * tiles + j) * kTileWords
-                      : strip.totals + Strip::at(token_tile + i, first_tile + j);
-    };
-    for_sums([&](auto i, auto j) __attribute__((always_inline)) {
-      if (span.is_first) {
-        zero_tile<2 * i + j>();
-      } else {
-        load_tile<2 * i + j>(totals(i, j), kLineBytes);
-      }
-    });
-    const std::int32_t* x = job.x + first_token * job.x_stride + span.word;
-    const std::byte* weight = strip.panels + (first_tile * kPanelSteps + span.step) * kLineBytes;
-    for (std::int64_t k = 0; k < span.tiles; ++k) {
-      for_steps<tiles>([&](auto j) __attribute__((always_inline)) {
-        load_tile<kWeightTile + j>(weight + j * kPanelSteps * kLineBytes, kLineBytes);
-      });
-      for_steps<parts>([&](auto part) __attribute__((always_inline)) {
-        for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
-          load_tile<kXTile + i>(x + part * job.part_stride + i * kTileTokens * job.x_stride,
-                                x_bytes);
-        });
-        for_sums([](auto i, auto j) __attribute__((always_inline)) {
-          Product::template add<2 * i + j, kXTile + i, kWeightTile + j>();
-        });
-      });
-      x += kTileSteps, weight += kTileSteps * kLineBytes;
-    }
-    for_sums([&](auto i, auto j) __attribute__((always_inline)) {
-      store_tile<2 * i + j>(totals(i, j), kLineBytes);
-    });
-    if (!span.is_last) continue;
-    for (int i = 0; i < token_tiles; ++i) {
-      const std::int64_t token = first_token + i * kTileTokens;
-      const std::int64_t count = std::min(kTileTokens, job.tokens - token);
-      for (int j = 0; j < tiles; ++j) {
-        const float* total = totals(i, j);
-        float* sum = strip.sums + Strip::at(token_tile + i, first_tile + j);
-        const TileScales& scales = strip.scales[s * kBlockTiles + first_tile + j];
-        const std::int32_t* x_sums = job.x_sums + token * job.blocks() + span.block;
-        for (std::int64_t t = 0; t < count; ++t) {
-          const __m512 before = _mm512_loadu_ps(sum + t * kTileRows);
-          const auto here = Product::load(total + t * kTileRows);
-          _mm512_storeu_ps(sum + t * kTileRows,
-                           Product::apply(before, here, scales, x_sums + t * job.blocks(), 0));
-        }
-      }
-    }
+class PanelBlock {
+ public:
+  static void multiply(const TileJob& job, const Strip& strip, std::int64_t first_token,
+                       std::int64_t token_tile, std::int64_t first_tile) {
+    PanelBlock block(job, strip, first_token, token_tile, first_tile);
+    for (int s = 0; s < strip.count; ++s) block.add(s);
+    block.apply(kSums);
   }
-}
 
-/// Takes `count` lines apart into steps of a panel, and fills the last tile with zeros.
-template <typename Line>
-void decode(const std::byte* lines, std::int64_t count, std::byte* panel) {
-  const std::int64_t ahead = prefetch_bytes();
-  for (std::int64_t i = 0; i < count; ++i) {
-    Line line;
-    _mm_prefetch(reinterpret_cast<const char*>(lines) + ahead, _MM_HINT_T0);
-    line.load(lines);
-    for_steps<Line::kSteps>([&](auto step) __attribute__((always_inline)) {
-      _mm512_storeu_si512(panel + step * kLineBytes, line.template get<step>());
+ private:
+  static constexpr int kSums = token_tiles * tiles;
+
+  PanelBlock(const TileJob& job, const Strip& strip, std::int64_t first_token,
+             std::int64_t token_tile, std::int64_t first_tile)
+      : job_(job), strip_(strip), token_(first_token), token_tile_(token_tile), tile_(first_tile) {}
+
+  inline __attribute__((always_inline)) void add(int index) {
+    const Span& span = strip_.spans[index];
+    for_tiles<token_tiles, tiles>([&](auto i, auto j) __attribute__((always_inline)) {
+      if (span.is_first) {
+        zero_tile<i * tiles + j>();
+      } else {
+        load_tile<i * tiles + j>(strip_.totals + at(i, j), kLineBytes);
+      }
     });
-    lines += kLineBytes, panel += Line::kSteps * kLineBytes;
+    const std::int32_t* x = job_.x + job_.x_tiles.at(token_, span.block, span.tile);
+    const std::byte* weight = strip_.panels + (tile_ * kPanelSteps + span.step) * kLineBytes;
+    for (std::int64_t k = 0; k < span.tiles; ++k) {
+      multiply_tiles(x + k * kTileWords, weight + k * kTileBytes);
+      // Meanwhile, what was there before is scaled.
+      if (applied_ < kSums) apply(static_cast<int>(kSums * (k + 1) / span.tiles));
+    }
+    apply(kSums);
+    if (span.is_last) span_ = index, applied_ = 0, half_ = 1 - half_;
+    for_tiles<token_tiles, tiles>([&](auto i, auto j) __attribute__((always_inline)) {
+      store_tile<i * tiles + j>(
+          span.is_last ? totals_[half_] + (i * tiles + j) * kTileWords : strip_.totals + at(i, j),
+          kLineBytes);
+    });
   }
-  for (std::int64_t step = count * Line::kSteps; step % kTileSteps != 0; ++step) {
-    _mm512_storeu_si512(panel, _mm512_setzero_si512());
-    panel += kLineBytes;
+
+  inline __attribute__((always_inline)) void multiply_tiles(const std::int32_t* x,
+                                                            const std::byte* weight) const {
+    for_steps<tiles>([&](auto j) __attribute__((always_inline)) {
+      load_tile<kWeightTile + j>(weight + j * kPanelSteps * kLineBytes, kLineBytes);
+    });
+    for_steps<parts>([&](auto part) __attribute__((always_inline)) {
+      for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
+        load_tile<kXTile + i>(
+            x + part * job_.x_tiles.size() + i * job_.x_tiles.row_tiles * kTileWords, kLineBytes);
+      });
+      for_tiles<token_tiles, tiles>([](auto i, auto j) __attribute__((always_inline)) {
+        Product::template add<i * tiles + j, kXTile + i, kWeightTile + j>();
+      });
+    });
   }
-}
+
+  // Scales tiles of sums of the last whole block, until `end` of them are.
+  inline __attribute__((always_inline)) void apply(int end) {
+    for (; applied_ < end; ++applied_) {
+      const int i = applied_ / tiles, j = applied_ % tiles;
+      apply_tile<Product>(job_, token_ + i * kTileTokens, strip_.spans[span_].block,
+                          strip_.scales[span_ * kBlockTiles + tile_ + j],
+                          totals_[half_] + applied_ * kTileWords, strip_.sums + at(i, j));
+    }
+  }
+
+  std::int64_t at(int i, int j) const { return Strip::at(token_tile_ + i, tile_ + j); }
+
+  const TileJob& job_;
+  const Strip& strip_;
+  std::int64_t token_, token_tile_, tile_;
+  int span_ = 0;         ///< whose sums totals_[half_] has
+  int applied_ = kSums;  ///< tiles of them that are scaled
+  int half_ = 0;
+  alignas(64) float totals_[2][kSums * kTileWords];
+};
 
 /// Some tiles of the weight by a strip of tokens.
 template <typename Line, typename Product, int parts>
@@ -180,15 +310,15 @@ class RowBlock {
       : job_(job),
         panels_(kBlockTiles * kPanelWords),
         scales_(kMostSpans * kBlockTiles * static_cast<std::int64_t>(sizeof(TileScales)) / 4),
-        totals_(whole_tiles(strip_tokens) * kBlockTiles * kTileRows),
-        sums_(whole_tiles(strip_tokens) * kBlockTiles * kTileRows) {}
+        totals_(tiles_for(strip_tokens) * kBlockTiles * kTileWords),
+        sums_(tiles_for(strip_tokens) * kBlockTiles * kTileWords) {}
 
   void multiply(std::int64_t first_tile, std::int64_t tiles, std::int64_t first_token,
                 std::int64_t tokens) {
     tile_ = first_tile, tiles_ = tiles, token_ = first_token, tokens_ = tokens;
     const PackedLayout& layout = *job_.layout;
     std::memset(sums_.data(), 0,
-                whole_tiles(tokens) * kBlockTiles * kTileRows * static_cast<int>(sizeof(float)));
+                tiles_for(tokens) * kBlockTiles * kTileWords * static_cast<int>(sizeof(float)));
     filled_ = count_ = 0;
     for (std::int64_t g = 0; g < layout.groups(); ++g) {
       const std::int64_t lines = layout.group_lines(g);
@@ -209,9 +339,9 @@ class RowBlock {
     std::int64_t i = begin;
     do {
       const std::int64_t count = std::min(end - i, (kPanelSteps - filled_) / Line::kSteps);
-      const std::int64_t tiles = (count * Line::kSteps + kTileSteps - 1) / kTileSteps;
+      const std::int64_t tiles = tiles_for(count * Line::kSteps);
       spans_[count_] = {.block = group * job_.blocks_per_group + block,
-                        .word = group * job_.group_words + i * Line::kSteps,
+                        .tile = (i - begin) * Line::kSteps / kTileSteps,
                         .step = filled_,
                         .tiles = tiles,
                         .is_first = i == begin,
@@ -227,7 +357,7 @@ class RowBlock {
     const std::byte* tile = job_.tile(tile_ + index);
     scales()[count_ * kBlockTiles + index] = TileScales(*job_.layout, tile, group);
     decode<Line>(tile + job_.layout->group_offset(group) + first * kLineBytes, count,
-                 panels() + (index * kPanelSteps + filled_) * kLineBytes);
+                 prefetch_bytes(), panels() + (index * kPanelSteps + filled_) * kLineBytes);
   }
 
   // By all tokens of the strip.
@@ -258,9 +388,9 @@ class RowBlock {
     }
   }
 
-  static constexpr decltype(&multiply_block<Product, parts, 1, 1>) kMultiply[2][2] = {
-      {multiply_block<Product, parts, 1, 1>, multiply_block<Product, parts, 1, 2>},
-      {multiply_block<Product, parts, 2, 1>, multiply_block<Product, parts, 2, 2>}};
+  static constexpr decltype(&PanelBlock<Product, parts, 1, 1>::multiply) kMultiply[2][2] = {
+      {PanelBlock<Product, parts, 1, 1>::multiply, PanelBlock<Product, parts, 1, 2>::multiply},
+      {PanelBlock<Product, parts, 2, 1>::multiply, PanelBlock<Product, parts, 2, 2>::multiply}};
 
   std::byte* panels() const { return reinterpret_cast<std::byte*>(panels_.data()); }
   TileScales* scales() const { return reinterpret_cast<TileScales*>(scales_.data()); }
@@ -274,7 +404,7 @@ class RowBlock {
 };
 
 template <typename Line, typename Product, int parts>
-void multiply(const TileJob& job, const ParallelFor& parallel_for) {
+void many_tokens(const TileJob& job, const ParallelFor& parallel_for) {
   const std::int64_t strips = (job.tokens + kMostStripTokens - 1) / kMostStripTokens;
   const std::int64_t blocks = (job.tokens + strips * kBlockTokens - 1) / (strips * kBlockTokens);
   const std::int64_t strip = std::min(job.tokens, blocks * kBlockTokens);
@@ -287,6 +417,13 @@ void multiply(const TileJob& job, const ParallelFor& parallel_for) {
       }
     }
   });
+}
+
+template <typename Line, typename Product, int parts>
+void multiply(const TileJob& job, const ParallelFor& parallel_for) {
+  if (job.tokens <= kTileTokens) return few_tokens<Line, Product, parts, 1>(job, parallel_for);
+  if (job.tokens <= 2 * kTileTokens) return few_tokens<Line, Product, parts, 2>(job, parallel_for);
+  many_tokens<Line, Product, parts>(job, parallel_for);
 }
 
 }  // namespace
