@@ -96,12 +96,15 @@ void run(const IntegerLinearArgs& args, const TokenCodes& codes, const ParallelF
   multiply<ByteLine<bits>, ByteProduct<bits>, 1>(job, parallel_for);
 }
 
+// Up to so many, the kernel without tiles is as fast.
+constexpr std::int64_t kFewTokens = 4;
+
 }  // namespace
 
 void integer_linear__amx(const IntegerLinearArgs& args, const ParallelFor& parallel_for) {
   const PackedLayout& layout = *args.layout;
   const std::int64_t tokens = args.source.tokens;
-  if (tokens <= kFewTileTokens) return integer_linear__avx512_vnni(args, parallel_for);
+  if (tokens <= kFewTokens) return integer_linear__avx512_vnni(args, parallel_for);
   const TokenCodes codes(layout, tokens);
   parallel_for(tokens, [&](std::int64_t begin, std::int64_t end) {
     quantize_tokens__avx512(layout, args.source, begin, end, codes);

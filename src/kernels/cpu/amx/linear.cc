@@ -53,10 +53,17 @@ void run(const LinearArgs& args, const ParallelFor& parallel_for) {
   }
 }
 
+// Whether the kernel without tiles is as fast: int8 takes longer to look up than to multiply, and
+// fp16 and fp32 are multiplied in parts.
+bool has_few_tokens(const LinearArgs& args) {
+  const bool gains = args.type == FloatType::kBF16 && args.layout->spec().qtype != QTypeId::kInt8;
+  return args.tokens <= (gains ? 2 : 4);
+}
+
 }  // namespace
 
 void linear__amx(const LinearArgs& args, const ParallelFor& parallel_for) {
-  if (args.tokens <= kFewTileTokens) return linear__avx512_vbmi(args, parallel_for);
+  if (has_few_tokens(args)) return linear__avx512_vbmi(args, parallel_for);
   for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() {
     if constexpr (qtype == QTypeId::kInt2) {
       run<NarrowPairs<2>, true>(args, parallel_for);

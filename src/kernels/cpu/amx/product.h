@@ -30,19 +30,20 @@ constexpr std::int64_t kTileSteps = 16;
 constexpr std::int64_t kTileWords = kTileRows * kTileSteps;
 constexpr std::int64_t kTileBytes = kTileWords * 4;
 constexpr std::int64_t kBlockTokens = 2 * kTileTokens;
-constexpr std::int64_t kBlockTiles = 8;
+constexpr std::int64_t kBlockTiles = 16;  ///< at most
 constexpr std::int64_t kPanelSteps = 512;
 constexpr std::int64_t kPanelWords = kPanelSteps * kTileRows;
-constexpr std::int64_t kMostStripTokens = 1024;
+constexpr std::int64_t kMostStripTokens = 512;
 constexpr int kMostSpans = 16;
-
-/// With so few, kernels that need no tiles are as fast.
-constexpr std::int64_t kFewTileTokens = 4;
 
 /// Tiles of 16 that `count` tokens or steps take.
 constexpr std::int64_t tiles_for(std::int64_t count) {
   return (count + kTileSteps - 1) / kTileSteps;
 }
+
+/// Tiles of the weight in a panel. Many tokens do not stay in the second-level cache: the more
+/// tiles, the less often are they read.
+constexpr std::int64_t block_tiles(std::int64_t tokens) { return tokens <= 256 ? 8 : kBlockTiles; }
 
 /// Where the tokens of a call lie: tiles of 16 tokens by 16 words of 4 bytes. Every block of a
 /// group begins a tile.
@@ -308,7 +309,7 @@ class RowBlock {
  public:
   RowBlock(const TileJob& job, std::int64_t strip_tokens)
       : job_(job),
-        panels_(kBlockTiles * kPanelWords),
+        panels_(block_tiles(job.tokens) * kPanelWords),
         scales_(kMostSpans * kBlockTiles * static_cast<std::int64_t>(sizeof(TileScales)) / 4),
         totals_(tiles_for(strip_tokens) * kBlockTiles * kTileWords),
         sums_(tiles_for(strip_tokens) * kBlockTiles * kTileWords) {}
@@ -412,8 +413,9 @@ void many_tokens(const TileJob& job, const ParallelFor& parallel_for) {
     const TileRegisters registers;
     RowBlock<Line, Product, parts> rows(job, strip);
     for (std::int64_t t = 0; t < job.tokens; t += strip) {
-      for (std::int64_t i = begin; i < end; i += kBlockTiles) {
-        rows.multiply(i, std::min(kBlockTiles, end - i), t, std::min(strip, job.tokens - t));
+      for (std::int64_t i = begin; i < end; i += block_tiles(job.tokens)) {
+        const std::int64_t tiles = std::min(block_tiles(job.tokens), end - i);
+        rows.multiply(i, tiles, t, std::min(strip, job.tokens - t));
       }
     }
   });
