@@ -137,15 +137,23 @@ void run_few(Isa, const IntegerLinearArgs& args, const CanonicalWeight& weight,
              const ParallelFor& parallel_for) {
   few_from_canonical__avx2(args, weight, parallel_for);
 }
+
+// From so many tokens on AMX's kernel takes less time.
+std::int64_t tile_tokens(const LinearArgs&) { return kFewCanonicalTokens + 1; }
+std::int64_t tile_tokens(const IntegerLinearArgs&) { return 2; }
 #endif
 
-// Runs the kernel for a few tokens, where there is one for them.
+// Runs a kernel that reads rows where they lie, where there is one.
 template <typename Args>
-bool runs_few(Isa isa, const Args& args, std::int64_t tokens, const CanonicalWeight& weight,
-              const ParallelFor& parallel_for) {
+bool runs_in_place(Isa isa, const Args& args, std::int64_t tokens, const CanonicalWeight& weight,
+                   const ParallelFor& parallel_for) {
 #if defined(__x86_64__)
-  if (isa != Isa::kPortable && tokens > 0 && tokens <= kFewCanonicalTokens &&
-      lies_plain(*args.layout)) {
+  if (isa == Isa::kPortable || tokens == 0 || !lies_plain(*args.layout)) return false;
+  if (isa == Isa::kAmx && tokens >= tile_tokens(args) &&
+      linear_from_canonical__amx(args, weight, parallel_for)) {
+    return true;
+  }
+  if (tokens <= kFewCanonicalTokens) {
     run_few(isa, args, weight, parallel_for);
     return true;
   }
@@ -159,13 +167,13 @@ bool runs_few(Isa isa, const Args& args, std::int64_t tokens, const CanonicalWei
 
 void linear_from_canonical(Isa isa, const LinearArgs& args, const CanonicalWeight& weight,
                            const ParallelFor& parallel_for) {
-  if (runs_few(isa, args, args.tokens, weight, parallel_for)) return;
+  if (runs_in_place(isa, args, args.tokens, weight, parallel_for)) return;
   in_blocks(isa, args, args.tokens, find_linear(isa, args.layout->spec()), weight, parallel_for);
 }
 
 void integer_linear_from_canonical(Isa isa, const IntegerLinearArgs& args,
                                    const CanonicalWeight& weight, const ParallelFor& parallel_for) {
-  if (runs_few(isa, args, args.source.tokens, weight, parallel_for)) return;
+  if (runs_in_place(isa, args, args.source.tokens, weight, parallel_for)) return;
   in_blocks(isa, args, args.source.tokens, find_integer_linear(isa, args.layout->spec()), weight,
             parallel_for);
 }

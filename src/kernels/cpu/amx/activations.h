@@ -56,7 +56,6 @@ class TileActivations {
 
   TileJob job() const {
     return {.layout = &layout_,
-            .weight = args_.weight,
             .tokens = args_.tokens,
             .x_tiles = tiles_,
             .x = words(x_),

@@ -19,39 +19,11 @@
 #pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx2,fma,f16c")
 #endif
 
-#include "kernels/cpu/amx/activations.h"
-#include "kernels/cpu/amx/product.h"
-#include "kernels/cpu/avx512/float_sums.h"
-#include "kernels/cpu/avx512/table_lines.h"
+#include "kernels/cpu/amx/floats.h"
+#include "kernels/cpu/amx/packed_source.h"
 
 namespace quantal::kernels {
 namespace {
-
-template <bool is_affine>
-struct BF16Product : FloatSums<is_affine> {
-  template <int sums, int x, int weight>
-  static inline __attribute__((always_inline)) void add() {
-    add_bf16_products<sums, x, weight>();
-  }
-};
-
-template <typename Line, bool is_affine, int parts>
-void run(const LinearArgs& args, const ParallelFor& parallel_for) {
-  const TileActivations<Line, parts> x(args, parallel_for);
-  multiply<Line, BF16Product<is_affine>, parts>(x.job(), parallel_for);
-}
-
-template <typename Line, bool is_affine>
-void run(const LinearArgs& args, const ParallelFor& parallel_for) {
-  switch (args.type) {
-    case FloatType::kBF16:
-      return run<Line, is_affine, 1>(args, parallel_for);
-    case FloatType::kF16:
-      return run<Line, is_affine, 2>(args, parallel_for);
-    case FloatType::kF32:
-      return run<Line, is_affine, 3>(args, parallel_for);
-  }
-}
 
 // Whether the kernel without tiles is as fast: int8 takes longer to look up than to multiply, and
 // fp16 and fp32 are multiplied in parts.
@@ -65,13 +37,8 @@ bool has_few_tokens(const LinearArgs& args) {
 void linear__amx(const LinearArgs& args, const ParallelFor& parallel_for) {
   if (has_few_tokens(args)) return linear__avx512_vbmi(args, parallel_for);
   for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() {
-    if constexpr (qtype == QTypeId::kInt2) {
-      run<NarrowPairs<2>, true>(args, parallel_for);
-    } else if constexpr (qtype == QTypeId::kInt4) {
-      run<NarrowPairs<4>, true>(args, parallel_for);
-    } else {
-      run<WidePairs<qtype>, false>(args, parallel_for);
-    }
+    const PackedSource<PairsOf<qtype>> source(*args.layout, args.weight);
+    multiply_floats<is_affine(qtype)>(args, source, parallel_for);
   });
 }
 

@@ -12,6 +12,14 @@
 // columns are decoded into a panel that stays in the second-level cache, and every block of tokens
 // is multiplied by all of it before the next one is made. Sums of a group are scaled while the
 // next group is multiplied.
+//
+// A Source is where a weight lies:
+//   Line, of which the packed weight has lines, and whose steps are in a tile
+//   kIsFar               whether tiles far from each other are read at once, or neighbours
+//   tile(index)          the tile of the result, in the order in which they are read
+//   decode(tile, group, first, count, steps)
+//                        takes `count` lines of a group of a tile apart into steps
+//   scales(tile, group)
 
 #include <algorithm>
 #include <cstring>
@@ -19,7 +27,6 @@
 #include "kernels/cpu/amx/tiles.h"
 #include "kernels/cpu/avx512/output.h"
 #include "kernels/cpu/avx512/rows.h"
-#include "kernels/cpu/detect.h"
 #include "kernels/scratch.h"
 
 namespace quantal::kernels {
@@ -66,7 +73,6 @@ struct TokenTiles {
 /// What is multiplied: tokens in `parts` whose sum they are, one after the other.
 struct TileJob {
   const PackedLayout* layout;
-  const std::byte* weight;
   std::int64_t tokens;
   TokenTiles x_tiles;
   const std::int32_t* x;
@@ -78,7 +84,6 @@ struct TileJob {
   Output out;
 
   std::int64_t blocks() const { return layout->groups() * blocks_per_group; }
-  const std::byte* tile(std::int64_t index) const { return weight + index * layout->tile_bytes(); }
 };
 
 // Tiles: 4 of sums, then 2 of tokens and 2 of the weight, or 1 and 3.
@@ -106,32 +111,25 @@ inline __attribute__((always_inline)) void for_tiles(const Body& body) {
   });
 }
 
-/// Takes `count` lines apart into steps, and fills the last tile with zeros.
-template <typename Line>
-inline void decode(const std::byte* lines, std::int64_t count, std::int64_t ahead,
-                   std::byte* steps) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    Line line;
-    _mm_prefetch(reinterpret_cast<const char*>(lines) + ahead, _MM_HINT_T0);
-    line.load(lines);
-    for_steps<Line::kSteps>([&](auto step) __attribute__((always_inline)) {
-      _mm512_storeu_si512(steps + step * kLineBytes, line.template get<step>());
-    });
-    lines += kLineBytes, steps += Line::kSteps * kLineBytes;
-  }
-  for (std::int64_t step = count * Line::kSteps; step % kTileSteps != 0; ++step) {
-    _mm512_storeu_si512(steps, _mm512_setzero_si512());
-    steps += kLineBytes;
+/// Lines [first, first + count) of a group of a tile as steps of whole tiles.
+template <typename Source>
+inline void decode(const Source& source, std::int64_t tile, std::int64_t group, std::int64_t first,
+                   std::int64_t count, std::byte* steps) {
+  source.decode(tile, group, first, count, steps);
+  for (std::int64_t step = count * Source::Line::kSteps; step % kTileSteps != 0; ++step) {
+    _mm512_storeu_si512(steps + step * kLineBytes, _mm512_setzero_si512());
   }
 }
 
 /// `tiles` tiles of the weight, `distance` from each other, by all tokens, of which there are
 /// `token_tiles`.
-template <typename Line, typename Product, int parts, int token_tiles, int tiles>
-void multiply_streams(const TileJob& job, std::int64_t first, std::int64_t distance) {
-  constexpr std::int64_t kLines = kTileSteps / Line::kSteps;
+template <typename Product, int parts, int token_tiles, int tiles, typename Source>
+void multiply_streams(const TileJob& job, const Source& source, std::int64_t first,
+                      std::int64_t distance) {
+  constexpr std::int64_t kLines = kTileSteps / Source::Line::kSteps;
   const PackedLayout& layout = *job.layout;
-  const std::int64_t ahead = prefetch_bytes();
+  std::int64_t tile[tiles];
+  for (int j = 0; j < tiles; ++j) tile[j] = source.tile(first + j * distance);
   alignas(64) std::byte steps[tiles * kTileBytes];
   alignas(64) float totals[token_tiles * tiles * kTileWords];
   alignas(64) float sums[token_tiles * tiles * kTileWords] = {};
@@ -145,9 +143,7 @@ void multiply_streams(const TileJob& job, std::int64_t first, std::int64_t dista
     for (std::int64_t line = begin; line < end; line += kLines, x += kTileWords) {
       const std::int64_t count = std::min(kLines, end - line);
       for (int j = 0; j < tiles; ++j) {
-        const std::byte* from =
-            job.tile(first + j * distance) + layout.group_offset(group) + line * kLineBytes;
-        decode<Line>(from, count, ahead, steps + j * kTileBytes);
+        decode(source, tile[j], group, line, count, steps + j * kTileBytes);
       }
       for_steps<parts>([&](auto part) __attribute__((always_inline)) {
         for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
@@ -167,7 +163,7 @@ void multiply_streams(const TileJob& job, std::int64_t first, std::int64_t dista
       store_tile<i * tiles + j>(totals + (i * tiles + j) * kTileWords, kLineBytes);
     });
     for (int j = 0; j < tiles; ++j) {
-      const TileScales scales(layout, job.tile(first + j * distance), group);
+      const TileScales scales = source.scales(tile[j], group);
       for (int i = 0; i < token_tiles; ++i) {
         const std::int64_t at = (i * tiles + j) * kTileWords;
         apply_tile<Product>(job, i * kTileTokens, block, scales, totals + at, sums + at);
@@ -178,22 +174,24 @@ void multiply_streams(const TileJob& job, std::int64_t first, std::int64_t dista
     const float* token_sums =
         sums + t / kTileTokens * tiles * kTileWords + t % kTileTokens * kTileRows;
     for (int j = 0; j < tiles; ++j) {
-      store_rows(job.out, first + j * distance, t, _mm512_loadu_ps(token_sums + j * kTileWords));
+      store_rows(job.out, tile[j], t, _mm512_loadu_ps(token_sums + j * kTileWords));
     }
   }
 }
 
-template <typename Line, typename Product, int parts, int token_tiles>
-void few_tokens(const TileJob& job, const ParallelFor& parallel_for) {
+template <typename Product, int parts, int token_tiles, typename Source>
+void few_tokens(const TileJob& job, const Source& source, const ParallelFor& parallel_for) {
   constexpr int kStreams = 4 / token_tiles;
   parallel_for(job.layout->tiles(), [&](std::int64_t begin, std::int64_t end) {
     const TileRegisters registers;
-    const std::int64_t distance = (end - begin) / kStreams;
-    for (std::int64_t i = 0; i < distance; ++i) {
-      multiply_streams<Line, Product, parts, token_tiles, kStreams>(job, begin + i, distance);
+    const std::int64_t blocks = (end - begin) / kStreams;
+    const std::int64_t distance = Source::kIsFar ? blocks : 1, next = Source::kIsFar ? 1 : kStreams;
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      multiply_streams<Product, parts, token_tiles, kStreams>(job, source, begin + i * next,
+                                                              distance);
     }
-    for (std::int64_t i = begin + distance * kStreams; i < end; ++i) {
-      multiply_streams<Line, Product, parts, token_tiles, 1>(job, i, 0);
+    for (std::int64_t i = begin + blocks * kStreams; i < end; ++i) {
+      multiply_streams<Product, parts, token_tiles, 1>(job, source, i, 0);
     }
   });
 }
@@ -304,11 +302,12 @@ class PanelBlock {
 };
 
 /// Some tiles of the weight by a strip of tokens.
-template <typename Line, typename Product, int parts>
+template <typename Product, int parts, typename Source>
 class RowBlock {
  public:
-  RowBlock(const TileJob& job, std::int64_t strip_tokens)
+  RowBlock(const TileJob& job, const Source& source, std::int64_t strip_tokens)
       : job_(job),
+        source_(source),
         panels_(block_tiles(job.tokens) * kPanelWords),
         scales_(kMostSpans * kBlockTiles * static_cast<std::int64_t>(sizeof(TileScales)) / 4),
         totals_(tiles_for(strip_tokens) * kBlockTiles * kTileWords),
@@ -333,16 +332,18 @@ class RowBlock {
   }
 
  private:
+  static constexpr std::int64_t kSteps = Source::Line::kSteps;
+
   // Lines [begin, end) of a group, of every tile. An empty block still has its term.
   void add_block(std::int64_t group, std::int64_t block, std::int64_t begin, std::int64_t end) {
-    const std::int64_t steps = (end - begin) * Line::kSteps;
+    const std::int64_t steps = (end - begin) * kSteps;
     if (filled_ + std::min(steps, kPanelSteps) > kPanelSteps) multiply_panel();
     std::int64_t i = begin;
     do {
-      const std::int64_t count = std::min(end - i, (kPanelSteps - filled_) / Line::kSteps);
-      const std::int64_t tiles = tiles_for(count * Line::kSteps);
+      const std::int64_t count = std::min(end - i, (kPanelSteps - filled_) / kSteps);
+      const std::int64_t tiles = tiles_for(count * kSteps);
       spans_[count_] = {.block = group * job_.blocks_per_group + block,
-                        .tile = (i - begin) * Line::kSteps / kTileSteps,
+                        .tile = (i - begin) * kSteps / kTileSteps,
                         .step = filled_,
                         .tiles = tiles,
                         .is_first = i == begin,
@@ -355,10 +356,10 @@ class RowBlock {
 
   void decode_lines(std::int64_t index, std::int64_t group, std::int64_t first,
                     std::int64_t count) {
-    const std::byte* tile = job_.tile(tile_ + index);
-    scales()[count_ * kBlockTiles + index] = TileScales(*job_.layout, tile, group);
-    decode<Line>(tile + job_.layout->group_offset(group) + first * kLineBytes, count,
-                 prefetch_bytes(), panels() + (index * kPanelSteps + filled_) * kLineBytes);
+    const std::int64_t tile = source_.tile(tile_ + index);
+    scales()[count_ * kBlockTiles + index] = source_.scales(tile, group);
+    decode(source_, tile, group, first, count,
+           panels() + (index * kPanelSteps + filled_) * kLineBytes);
   }
 
   // By all tokens of the strip.
@@ -384,7 +385,8 @@ class RowBlock {
       const float* sums =
           sums_.data() + Strip::at(t / kTileTokens, 0) + t % kTileTokens * kTileRows;
       for (std::int64_t i = 0; i < tiles_; ++i) {
-        store_rows(job_.out, tile_ + i, token_ + t, _mm512_loadu_ps(sums + i * kTileWords));
+        store_rows(job_.out, source_.tile(tile_ + i), token_ + t,
+                   _mm512_loadu_ps(sums + i * kTileWords));
       }
     }
   }
@@ -397,6 +399,7 @@ class RowBlock {
   TileScales* scales() const { return reinterpret_cast<TileScales*>(scales_.data()); }
 
   const TileJob& job_;
+  const Source& source_;
   Scratch panels_, scales_, totals_, sums_;
   Span spans_[kMostSpans];
   std::int64_t tile_ = 0, tiles_ = 0, token_ = 0, tokens_ = 0;
@@ -404,14 +407,14 @@ class RowBlock {
   int count_ = 0;            ///< spans in the panel
 };
 
-template <typename Line, typename Product, int parts>
-void many_tokens(const TileJob& job, const ParallelFor& parallel_for) {
+template <typename Product, int parts, typename Source>
+void many_tokens(const TileJob& job, const Source& source, const ParallelFor& parallel_for) {
   const std::int64_t strips = (job.tokens + kMostStripTokens - 1) / kMostStripTokens;
   const std::int64_t blocks = (job.tokens + strips * kBlockTokens - 1) / (strips * kBlockTokens);
   const std::int64_t strip = std::min(job.tokens, blocks * kBlockTokens);
   parallel_for(job.layout->tiles(), [&](std::int64_t begin, std::int64_t end) {
     const TileRegisters registers;
-    RowBlock<Line, Product, parts> rows(job, strip);
+    RowBlock<Product, parts, Source> rows(job, source, strip);
     for (std::int64_t t = 0; t < job.tokens; t += strip) {
       for (std::int64_t i = begin; i < end; i += block_tiles(job.tokens)) {
         const std::int64_t tiles = std::min(block_tiles(job.tokens), end - i);
@@ -421,11 +424,13 @@ void many_tokens(const TileJob& job, const ParallelFor& parallel_for) {
   });
 }
 
-template <typename Line, typename Product, int parts>
-void multiply(const TileJob& job, const ParallelFor& parallel_for) {
-  if (job.tokens <= kTileTokens) return few_tokens<Line, Product, parts, 1>(job, parallel_for);
-  if (job.tokens <= 2 * kTileTokens) return few_tokens<Line, Product, parts, 2>(job, parallel_for);
-  many_tokens<Line, Product, parts>(job, parallel_for);
+template <typename Product, int parts, typename Source>
+void multiply(const TileJob& job, const Source& source, const ParallelFor& parallel_for) {
+  if (job.tokens <= kTileTokens) return few_tokens<Product, parts, 1>(job, source, parallel_for);
+  if (job.tokens <= 2 * kTileTokens) {
+    return few_tokens<Product, parts, 2>(job, source, parallel_for);
+  }
+  many_tokens<Product, parts>(job, source, parallel_for);
 }
 
 }  // namespace

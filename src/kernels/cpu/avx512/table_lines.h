@@ -17,10 +17,11 @@ struct WidePairs {
   static constexpr int kApart = 1;
   static constexpr int first(int step) { return 2 * step; }
 
-  void load(const std::byte* line) {
+  void load(const std::byte* line) { decode(_mm512_loadu_si512(line)); }
+  void decode(__m512i line) {
     // In each 4 rows: the first two columns of every row, then the others.
     const __m512i pairs = _mm512_set4_epi32(0x0F0E0B0A, 0x07060302, 0x0D0C0908, 0x05040100);
-    const __m512i codes = _mm512_shuffle_epi8(_mm512_loadu_si512(line), pairs);
+    const __m512i codes = _mm512_shuffle_epi8(line, pairs);
     const __m512i low = look_up(kTable.low.data(), codes);
     const __m512i high = look_up(kTable.high.data(), codes);
     steps[0] = _mm512_unpacklo_epi8(low, high);
@@ -59,6 +60,10 @@ struct NarrowPairs {
   template <int step>
   __m512i get() const {
     const __m512i index = step == 0 ? words : _mm512_srli_epi16(words, bits * step);
+    return look_up(index);
+  }
+
+  static __m512i look_up(__m512i index) {
     return _mm512_permutexvar_epi16(index, _mm512_loadu_si512(kTable.data()));
   }
 

@@ -1,0 +1,94 @@
+#pragma once
+
+// Included by this folder's files only, below their target pragma: products of int8 activations.
+
+#include "kernels/cpu/amx/product.h"
+#include "kernels/cpu/avx512/byte_lines.h"
+#include "kernels/integer_linear.h"
+
+namespace quantal::kernels {
+namespace {
+
+template <int bits>
+struct ByteProduct : ByteSums<bits> {
+  template <int sums, int x, int weight>
+  static inline __attribute__((always_inline)) void add() {
+    add_byte_products<sums, x, weight>();
+  }
+};
+
+/// Codes as tiles: what follows a group's last columns, and tokens past the last, is anything,
+/// since it is multiplied by zeros or not stored.
+template <int bits>
+class CodeTiles {
+ public:
+  CodeTiles(const PackedLayout& layout, const TokenCodes& codes, const ParallelFor& parallel_for)
+      : layout_(layout),
+        blocks_(codes.blocks_per_group()),
+        tiles_(codes.tokens(), tiles_for(block_columns(0, 0) / 4), layout.groups() * blocks_),
+        x_(tiles_.size()),
+        sums_(tiles_.count * kTileTokens * layout.groups() * blocks_) {
+    parallel_for(codes.tokens(), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin; t < end; ++t) take_token(codes, t);
+    });
+  }
+  const TokenTiles& tiles() const { return tiles_; }
+  std::int32_t* data() const { return reinterpret_cast<std::int32_t*>(x_.data()); }
+  std::int32_t* sums() const { return reinterpret_cast<std::int32_t*>(sums_.data()); }
+
+ private:
+  // Padded to whole lines.
+  std::int64_t block_columns(std::int64_t group, std::int64_t block) const {
+    const std::int64_t columns = layout_.group_lines(group) * layout_.depth();
+    return std::clamp<std::int64_t>(columns - block * kBlockColumns, 0, kBlockColumns);
+  }
+
+  void take_token(const TokenCodes& codes, std::int64_t token) const {
+    const std::int64_t blocks = layout_.groups() * blocks_;
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      sums()[token * blocks + i] = ByteSums<bits>::x_sum(codes.sums(token)[i]);
+      const std::int64_t group = i / blocks_, block = i % blocks_;
+      const std::int64_t columns = block_columns(group, block);
+      const std::int8_t* from =
+          codes.codes(token) + layout_.padded_begin(group) + block * kBlockColumns;
+      for (std::int64_t c = 0; c < columns; c += kLineBytes) {
+        _mm512_storeu_si512(data() + tiles_.at(token, i, c / kLineBytes),
+                            _mm512_loadu_si512(from + c));
+      }
+    }
+  }
+
+  const PackedLayout& layout_;
+  std::int64_t blocks_;
+  TokenTiles tiles_;
+  Scratch x_, sums_;
+};
+
+/// What find_integer_linear() gives, of a weight that is read from a Source of ByteLine<bits>.
+template <typename Source, int bits>
+void multiply_codes(const IntegerLinearArgs& args, const Source& source,
+                    const ParallelFor& parallel_for) {
+  const PackedLayout& layout = *args.layout;
+  const TokenCodes codes(layout, args.source.tokens);
+  parallel_for(codes.tokens(), [&](std::int64_t begin, std::int64_t end) {
+    quantize_tokens__avx512(layout, args.source, begin, end, codes);
+  });
+  const CodeTiles<bits> x(layout, codes, parallel_for);
+  const TileJob job{.layout = &layout,
+                    .tokens = codes.tokens(),
+                    .x_tiles = x.tiles(),
+                    .x = x.data(),
+                    .x_sums = x.sums(),
+                    .blocks_per_group = codes.blocks_per_group(),
+                    .block_lines = kBlockColumns / layout.depth(),
+                    .out = {.rows = layout.spec().rows,
+                            .type = args.type,
+                            .y = args.y,
+                            .y_stride = args.y_stride,
+                            .bias = args.bias,
+                            .scales = &codes.scale(0)}};
+  multiply<ByteProduct<bits>, 1>(job, source, parallel_for);
+}
+
+}  // namespace
+}  // namespace quantal::kernels
