@@ -45,7 +45,11 @@ template <QTypeId qtype, typename LineType>
 class CanonicalSource {
  public:
   using Line = LineType;
+  // 32 rows: where those are a multiple of 4 KiB apart, more would compete for the lines of the
+  // first-level cache.
+  static constexpr int kStreams = 2;
   static constexpr bool kIsFar = false;
+  static constexpr int kTogether = 2;  ///< pairs of 64 columns: whole lines of the cache
   static constexpr int kSections = qtype == QTypeId::kInt2 ? 4 : qtype == QTypeId::kInt4 ? 2 : 1;
   static constexpr std::int64_t kColumns = 32;  ///< that are taken at once
 

@@ -13,7 +13,9 @@ template <typename LineType>
 class PackedSource {
  public:
   using Line = LineType;
+  static constexpr int kStreams = 4;
   static constexpr bool kIsFar = true;
+  static constexpr int kTogether = 1;
 
   PackedSource(const PackedLayout& layout, const std::byte* weight)
       : layout_(layout), weight_(weight), ahead_(prefetch_bytes()) {}

@@ -15,7 +15,9 @@
 //
 // A Source is where a weight lies:
 //   Line, of which the packed weight has lines, and whose steps are in a tile
-//   kIsFar               whether tiles far from each other are read at once, or neighbours
+//   kStreams             tiles that are read at once
+//   kIsFar               whether they are far from each other, or neighbours
+//   kTogether            tiles of steps of each that are
 //   tile(index)          the tile of the result, in the order in which they are read
 //   decode(tile, group, first, count, steps)
 //                        takes `count` lines of a group of a tile apart into steps
@@ -121,16 +123,37 @@ inline void decode(const Source& source, std::int64_t tile, std::int64_t group, 
   }
 }
 
+/// Sums += products of a tile of steps of each of `tiles` tiles of the weight, `stride` bytes from
+/// each other, by all tokens.
+template <typename Product, int parts, int token_tiles, int tiles>
+inline __attribute__((always_inline)) void add_products(const TileJob& job, const std::int32_t* x,
+                                                        const std::byte* steps,
+                                                        std::int64_t stride) {
+  for_steps<parts>([&](auto part) __attribute__((always_inline)) {
+    for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
+      load_tile<kXTile + i>(x + part * job.x_tiles.size() + i * job.x_tiles.row_tiles * kTileWords,
+                            kLineBytes);
+    });
+    for_steps<tiles>([&](auto j) __attribute__((always_inline)) {
+      constexpr int kWeight = kWeightTile + j % 2;
+      load_tile<kWeight>(steps + j * stride, kLineBytes);
+      for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
+        Product::template add<i * tiles + j, kXTile + i, kWeight>();
+      });
+    });
+  });
+}
+
 /// `tiles` tiles of the weight, `distance` from each other, by all tokens, of which there are
 /// `token_tiles`.
 template <typename Product, int parts, int token_tiles, int tiles, typename Source>
 void multiply_streams(const TileJob& job, const Source& source, std::int64_t first,
                       std::int64_t distance) {
-  constexpr std::int64_t kLines = kTileSteps / Source::Line::kSteps;
+  constexpr std::int64_t kLines = Source::kTogether * kTileSteps / Source::Line::kSteps;
   const PackedLayout& layout = *job.layout;
   std::int64_t tile[tiles];
   for (int j = 0; j < tiles; ++j) tile[j] = source.tile(first + j * distance);
-  alignas(64) std::byte steps[tiles * kTileBytes];
+  alignas(64) std::byte steps[tiles * Source::kTogether * kTileBytes];
   alignas(64) float totals[token_tiles * tiles * kTileWords];
   alignas(64) float sums[token_tiles * tiles * kTileWords] = {};
   for (std::int64_t block = 0; block < job.blocks(); ++block) {
@@ -140,24 +163,16 @@ void multiply_streams(const TileJob& job, const Source& source, std::int64_t fir
     for_tiles<token_tiles, tiles>(
         [](auto i, auto j) __attribute__((always_inline)) { zero_tile<i * tiles + j>(); });
     const std::int32_t* x = job.x + job.x_tiles.at(0, block, 0);
-    for (std::int64_t line = begin; line < end; line += kLines, x += kTileWords) {
+    for (std::int64_t line = begin; line < end; line += kLines) {
       const std::int64_t count = std::min(kLines, end - line);
       for (int j = 0; j < tiles; ++j) {
-        decode(source, tile[j], group, line, count, steps + j * kTileBytes);
+        decode(source, tile[j], group, line, count, steps + j * Source::kTogether * kTileBytes);
       }
-      for_steps<parts>([&](auto part) __attribute__((always_inline)) {
-        for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
-          load_tile<kXTile + i>(
-              x + part * job.x_tiles.size() + i * job.x_tiles.row_tiles * kTileWords, kLineBytes);
-        });
-        for_steps<tiles>([&](auto j) __attribute__((always_inline)) {
-          constexpr int kWeight = kWeightTile + j % 2;
-          load_tile<kWeight>(steps + j * kTileBytes, kLineBytes);
-          for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
-            Product::template add<i * tiles + j, kXTile + i, kWeight>();
-          });
-        });
-      });
+      const std::int64_t step_tiles = tiles_for(count * Source::Line::kSteps);
+      for (std::int64_t k = 0; k < step_tiles; ++k, x += kTileWords) {
+        add_products<Product, parts, token_tiles, tiles>(job, x, steps + k * kTileBytes,
+                                                         Source::kTogether * kTileBytes);
+      }
     }
     for_tiles<token_tiles, tiles>([&](auto i, auto j) __attribute__((always_inline)) {
       store_tile<i * tiles + j>(totals + (i * tiles + j) * kTileWords, kLineBytes);
@@ -181,7 +196,7 @@ void multiply_streams(const TileJob& job, const Source& source, std::int64_t fir
 
 template <typename Product, int parts, int token_tiles, typename Source>
 void few_tokens(const TileJob& job, const Source& source, const ParallelFor& parallel_for) {
-  constexpr int kStreams = 4 / token_tiles;
+  constexpr int kStreams = std::min(Source::kStreams, 4 / token_tiles);
   parallel_for(job.layout->tiles(), [&](std::int64_t begin, std::int64_t end) {
     const TileRegisters registers;
     const std::int64_t blocks = (end - begin) / kStreams;
