@@ -1,5 +1,7 @@
 #include "kernels/canonical_linear.h"
 
+#include <array>
+
 #include <gtest/gtest.h>
 
 #include "kernels/exact.h"
@@ -54,6 +56,26 @@ TEST_P(CanonicalLinear, gives_what_a_packed_weight_gives) {
         }
         EXPECT_EQ(run_canonical(problem, call), got) << problem.name(call) << " on one thread";
       }
+    }
+  }
+}
+
+// Rows that lie plainly, longer than a kernel's panel, in groups and not.
+TEST_P(CanonicalLinear, of_many_tokens_gives_what_a_packed_weight_gives) {
+  const auto [isa, qtype] = GetParam();
+  for (const auto& [rows, columns, group] :
+       std::vector<std::array<std::int64_t, 3>>{{64, 2144, 0}, {192, 1120, 32}, {128, 96, 96}}) {
+    if (group > 0 && !is_affine(qtype)) continue;
+    const WeightSpec spec{qtype, rows, columns, group, FloatType::kBF16};
+    const Problem problem(spec, columns < 1000 ? FloatType::kF32 : FloatType::kBF16, 51);
+    for (const std::int64_t tokens : {16, 20, 51}) {
+      const Call call{.isa = isa, .tokens = tokens};
+      EXPECT_EQ(run_canonical(problem, on_two_threads(call)), run_linear(problem, call))
+          << problem.name(call);
+      if (find_integer_linear(isa, spec) == nullptr) continue;
+      EXPECT_EQ(run_integer_canonical(problem, false, on_two_threads(call)),
+                run_integer(problem, false, {.tokens = tokens}))
+          << problem.name(call);
     }
   }
 }

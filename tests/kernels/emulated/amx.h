@@ -72,8 +72,8 @@ void add_byte_products() {
     for (int n = 0; n < 16; ++n) {
       auto sum = emulated::tiles[sums].at<std::int32_t>(m, n);
       for (int i = 0; i < 64; ++i) {
-        sum += emulated::tiles[x].at<std::int8_t>(m, i) *
-               emulated::tiles[weight].at<std::uint8_t>(i / 4, 4 * n + i % 4);
+        sum += static_cast<std::int8_t>(emulated::tiles[x].bytes[m][i]) *
+               emulated::tiles[weight].bytes[i / 4][4 * n + i % 4];
       }
       emulated::tiles[sums].set(m, n, sum);
     }
@@ -82,21 +82,27 @@ void add_byte_products() {
 
 template <int sums, int x, int weight>
 void add_bf16_products() {
-  const auto number = [](int tile, int row, int index) {
-    return emulated::bf16_lane(std::uint32_t{emulated::tiles[tile].at<std::uint16_t>(row, index)}
-                               << 16);
-  };
+  // [row][i] of x, [row of the result][i] of the weight.
+  float xs[16][32], weights[16][32];
+  for (int row = 0; row < 16; ++row) {
+    for (int i = 0; i < 32; ++i) {
+      const auto number = [](int tile, int line, int index) {
+        const std::uint32_t half = emulated::tiles[tile].at<std::uint16_t>(line, index);
+        return emulated::bf16_lane(half << 16);
+      };
+      xs[row][i] = number(x, row, i);
+      weights[row][i] = number(weight, i / 2, 2 * row + i % 2);
+    }
+  }
   for (int m = 0; m < 16; ++m) {
     for (int n = 0; n < 16; ++n) {
       float parts[2] = {};
       for (int i = 0; i < 32; ++i) {
-        const float product_sum =
-            std::fma(number(x, m, i), number(weight, i / 2, 2 * n + i % 2), parts[i % 2]);
-        parts[i % 2] = emulated::flushed(product_sum);
+        parts[i % 2] = emulated::flushed(std::fma(xs[m][i], weights[n][i], parts[i % 2]));
       }
       const float before = emulated::flushed(emulated::tiles[sums].at<float>(m, n));
-      emulated::tiles[sums].set(m, n,
-                                emulated::flushed(before + emulated::flushed(parts[0] + parts[1])));
+      const float sum = before + emulated::flushed(parts[0] + parts[1]);
+      emulated::tiles[sums].set(m, n, emulated::flushed(sum));
     }
   }
 }
