@@ -21,6 +21,8 @@
 
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -209,6 +211,47 @@ void dpbf16__avx512bf16(std::int64_t count) {
   QUANTAL_PEAK_LOOP(QUANTAL_FOR_12(QUANTAL_DPBF16_ZMM));
 }
 
+// Tiles of AMX: four of sums, three times each, since there are no more. A product takes as long as
+// 32 of another kind.
+constexpr int kTileSteps = 32;
+#define QUANTAL_TILE_LOOP(product)                                                              \
+  __asm__ volatile("ldtilecfg %1\n1:\n" product("0", "4", "6") product("1", "4", "7") product(  \
+                       "2", "5", "6") product("3", "5", "7") product("0", "4", "6")             \
+                       product("1", "4", "7") product("2", "5", "6") product("3", "5", "7")     \
+                           product("0", "4", "6") product("1", "4", "7") product("2", "5", "6") \
+                               product("3", "5", "7") "dec %0\njnz 1b\ntilerelease\n"           \
+                   : "+r"(count)                                                                \
+                   : "m"(kTileShape)                                                            \
+                   : "cc")
+#define QUANTAL_DPBUSD_TILE(sums, x, y) "tdpbusd %%tmm" y ", %%tmm" x ", %%tmm" sums "\n"
+#define QUANTAL_DPBF16_TILE(sums, x, y) "tdpbf16ps %%tmm" y ", %%tmm" x ", %%tmm" sums "\n"
+
+// Palette 1; 64 bytes in each of 16 rows of 8 tiles.
+constexpr auto kTileShape = [] {
+  std::array<std::uint8_t, 64> shape{1};
+  for (std::size_t i = 0; i < 8; ++i) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
+  return shape;
+}();
+
+void dpbusd__amx(std::int64_t count) {
+  count = std::max<std::int64_t>(1, count / kTileSteps);
+  QUANTAL_TILE_LOOP(QUANTAL_DPBUSD_TILE);
+}
+void dpbf16__amx(std::int64_t count) {
+  count = std::max<std::int64_t>(1, count / kTileSteps);
+  QUANTAL_TILE_LOOP(QUANTAL_DPBF16_TILE);
+}
+
+// Whether the system lets this process use tiles, for which it must be asked.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 #endif
 
 // What the compiler makes of a multiply-add where nothing is known of the processor.
@@ -261,6 +304,7 @@ std::vector<Peak> peaks() {
   const bool vnni256 = __builtin_cpu_supports("avxvnni");
   const bool vnni512 = __builtin_cpu_supports("avx512vnni");
   const bool bf16 = __builtin_cpu_supports("avx512bf16");
+  const bool amx = avx512 && may_use_tiles();
   const std::initializer_list<Peak> x86 = {
       {Isa::kAvx2, "fp32 fma, ymm", "GFLOP/s", 16, fma__avx2, avx2},
       {Isa::kAvx2, "int8 maddubs + madd + add, ymm", "GOP/s", 64, maddubs__avx2, avx2},
@@ -269,6 +313,8 @@ std::vector<Peak> peaks() {
       {Isa::kAvx512, "fp32 fma, zmm", "GFLOP/s", 32, fma__avx512, avx512},
       {Isa::kAvx512, "int8 dpbusd, zmm", "GOP/s", 128, dpbusd__avx512vnni, vnni512},
       {Isa::kAvx512, "bf16 dpbf16, zmm", "GFLOP/s", 64, dpbf16__avx512bf16, bf16},
+      {Isa::kAvx512, "int8 tdpbusd, tiles", "GOP/s", 32768.0 / kTileSteps, dpbusd__amx, amx},
+      {Isa::kAvx512, "bf16 tdpbf16ps, tiles", "GFLOP/s", 16384.0 / kTileSteps, dpbf16__amx, amx},
   };
   std::copy_if(x86.begin(), x86.end(), std::back_inserter(found),
                [](const Peak& peak) { return peak.present; });
