@@ -63,12 +63,13 @@ TEST_P(CanonicalLinear, gives_what_a_packed_weight_gives) {
 // Rows that lie plainly, longer than a kernel's panel, in groups and not.
 TEST_P(CanonicalLinear, of_many_tokens_gives_what_a_packed_weight_gives) {
   const auto [isa, qtype] = GetParam();
-  for (const auto& [rows, columns, group] :
-       std::vector<std::array<std::int64_t, 3>>{{64, 2144, 0}, {192, 1120, 32}, {128, 96, 96}}) {
+  for (const auto& [rows, columns, group] : std::vector<std::array<std::int64_t, 3>>{
+           {64, 2144, 0}, {192, 1120, 32}, {320, 96, 96}, {80, 96, 32}, {64, 0, 0}}) {
     if (group > 0 && !is_affine(qtype)) continue;
     const WeightSpec spec{qtype, rows, columns, group, FloatType::kBF16};
-    const Problem problem(spec, columns < 1000 ? FloatType::kF32 : FloatType::kBF16, 51);
-    for (const std::int64_t tokens : {16, 20, 51}) {
+    const std::int64_t most = rows > 192 ? 300 : 51;
+    const Problem problem(spec, columns < 1000 ? FloatType::kF32 : FloatType::kBF16, most);
+    for (const std::int64_t tokens : {std::int64_t{16}, std::int64_t{20}, most}) {
       const Call call{.isa = isa, .tokens = tokens};
       EXPECT_EQ(run_canonical(problem, on_two_threads(call)), run_linear(problem, call))
           << problem.name(call);

@@ -105,10 +105,12 @@ TEST(Detect, puts_fp32_before_bf16_where_that_is_slower) {
   const std::vector<Isa> found = isas_of(intel);
   EXPECT_EQ(std::vector<Isa>(found.begin(), found.begin() + 3),
             (std::vector<Isa>{Isa::kAvx512Vbmi, Isa::kAvx512Bf16, Isa::kAvx512Vnni}));
-  // AMX, once the system saves its tiles.
+  // AMX, once the system saves its tiles and lets the process use them.
   intel.leaf7_edx = bits({22, 24});
   EXPECT_FALSE(multiplies_bf16_fast(intel));
   intel.saved |= std::uint64_t{0b11} << 17;
+  EXPECT_FALSE(multiplies_bf16_fast(intel));
+  intel.permits_tiles = true;
   EXPECT_TRUE(multiplies_bf16_fast(intel));
   CpuFeatures without_bf16 = everything();
   without_bf16.leaf7_1_eax &= ~bits({5});

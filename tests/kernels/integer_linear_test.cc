@@ -157,6 +157,17 @@ TEST_P(IntegerLinear, sums_of_the_largest_codes_are_exact) {
   }
 }
 
+// Groups of more columns than an int32 sum takes, of which the last one has no second part.
+TEST_P(IntegerLinear, long_groups_with_a_short_last_one_are_exact) {
+  const auto [isa, qtype] = GetParam();
+  if (!is_affine(qtype)) return;
+  for (const std::int64_t tokens : {5, 40}) {
+    const Problem problem({qtype, 3, 40100, 40000, FloatType::kF32}, FloatType::kF32, tokens);
+    EXPECT_EQ(run_integer(problem, false, {.isa = isa, .tokens = tokens}),
+              run_integer(problem, false, {.tokens = tokens}));
+  }
+}
+
 // Largest and least codes in any order: what a sum of 16 bits on the way would saturate.
 TEST_P(IntegerLinear, extreme_codes_side_by_side_are_exact) {
   const auto [isa, qtype] = GetParam();

@@ -100,6 +100,37 @@ TEST_P(ManyTokens, of_any_number_are_exact_in_whole_numbers) {
   }
 }
 
+// More tiles than a kernel takes at once, by more tokens than stay in a near cache.
+TEST_P(ManyTokens, by_many_rows_are_exact_in_whole_numbers) {
+  const auto [isa, qtype] = GetParam();
+  if (isa == Isa::kPortable) return;
+  for (const auto& [type, tokens] : {std::pair{FloatType::kF32, 515}, {FloatType::kBF16, 300}}) {
+    Problem problem({qtype, 530, 40, is_affine(qtype) ? 32 : 0, FloatType::kF32}, type, tokens);
+    problem.make_whole();
+    const Call call{.isa = isa, .tokens = tokens, .gap = 1};
+    Exact(problem).check_whole(call, run_linear(problem, call));
+  }
+}
+
+// Parts of small numbers are smaller still (kernels that take numbers apart).
+TEST_P(ManyTokens, of_small_numbers_are_as_exact_as_fp32) {
+  const auto [isa, qtype] = GetParam();
+  for (const FloatType type : {FloatType::kF32, FloatType::kBF16}) {
+    for (const float factor : {0x1p-1F, 0x1p-40F, 0x1p-110F, 0x1p-125F}) {
+      Problem problem({qtype, 17, 70, 0, FloatType::kF32}, type, 25);
+      for (std::int64_t i = 0; i < 25 * 70; ++i) {
+        const float x = load_float(problem.x.data(), i, type);
+        store_float(problem.x.data(), i, type, x * factor);
+      }
+      const Exact exact(problem);
+      for (const std::int64_t tokens : {7, 25}) {
+        const Call call{.isa = isa, .tokens = tokens, .has_bias = false};
+        exact.check(call, run_linear(problem, call));
+      }
+    }
+  }
+}
+
 TEST_P(ManyTokens, are_as_exact_as_fp32) {
   const auto [isa, qtype] = GetParam();
   for (const FloatType type : kFloatTypes) {

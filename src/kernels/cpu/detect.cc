@@ -59,6 +59,11 @@ CpuFeatures read_features() {
   return cpu;
 }
 
+const CpuFeatures& features() {
+  static const CpuFeatures cpu = read_features();
+  return cpu;
+}
+
 bool runs_avx2(const CpuFeatures& cpu) {
   constexpr int kFma = 12, kAvx = 28, kF16c = 29, kAvx2 = 5;
   constexpr std::uint64_t kXmmAndYmm = 0b110;
@@ -101,23 +106,23 @@ std::vector<Isa> isas_of(const CpuFeatures& cpu) {
   return found;
 }
 
-std::vector<Isa> detect_isas() { return isas_of(read_features()); }
+std::vector<Isa> detect_isas() { return isas_of(features()); }
 
 bool multiplies_bf16_fast(const CpuFeatures& cpu) {
   constexpr int kAmxBf16 = 22, kAvx512Bf16 = 5;
-  const bool has_amx = has(cpu.leaf7_edx, kAmxBf16) && has_tiles(cpu);
+  const bool has_amx = has(cpu.leaf7_edx, kAmxBf16) && has_tiles(cpu) && cpu.permits_tiles;
   return has_amx || (runs_avx512(cpu) && has(cpu.leaf7_1_eax, kAvx512Bf16) && !cpu.is_intel);
 }
 
 bool multiplies_bf16_fast() {
-  static const bool is_fast = multiplies_bf16_fast(read_features());
+  static const bool is_fast = multiplies_bf16_fast(features());
   return is_fast;
 }
 
 std::int64_t prefetch_bytes() {
   // Emerald Rapids reads int4 weights 28 % slower with 1 KiB, Zen 4 all of them 2 to 8 % slower
   // with 2.
-  static const std::int64_t bytes = read_features().is_intel ? 2048 : 1024;
+  static const std::int64_t bytes = features().is_intel ? 2048 : 1024;
   return bytes;
 }
 

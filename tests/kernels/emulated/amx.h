@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #include "kernels/emulated/avx512.h"
@@ -36,14 +37,16 @@ inline thread_local Tile* tiles = nullptr;
 
 class TileRegisters {
  public:
-  TileRegisters() : before_(emulated::tiles) { emulated::tiles = tiles_; }
-  ~TileRegisters() { emulated::tiles = before_; }
+  TileRegisters() {
+    if (emulated::tiles != nullptr) std::abort();  // the inner one would release the outer one's
+    emulated::tiles = tiles_;
+  }
+  ~TileRegisters() { emulated::tiles = nullptr; }
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
 
  private:
   emulated::Tile tiles_[8]{};
-  emulated::Tile* before_;
 };
 
 template <int tile>

@@ -37,8 +37,8 @@ inline __m512 take_upper(__m512& value) {
 }
 
 /// x of all tokens as sums of `parts` bf16 numbers, exactly: fp16's 11 bits in two and fp32's 24
-/// in three. In the order of a Line's steps; every group is filled up with zeros to whole tiles;
-/// tokens past the last hold anything.
+/// in three. In the order of a Line's steps; groups are filled up with zeros to whole tiles, and so
+/// are tokens.
 template <typename Line, int parts>
 class TileActivations {
  public:
@@ -49,8 +49,8 @@ class TileActivations {
         x_(parts * tiles_.size()),
         sums_(layout_.is_affine() ? tiles_.count * kTileTokens * layout_.groups() : 0),
         scales_(args.tokens) {
-    parallel_for(args.tokens, [this](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t t = begin; t < end; ++t) take_token(t);
+    parallel_for(tiles_.count * kTileTokens, [this](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin; t < end; ++t) t < args_.tokens ? take_token(t) : clear_token(t);
     });
   }
 
@@ -59,7 +59,7 @@ class TileActivations {
             .tokens = args_.tokens,
             .x_tiles = tiles_,
             .x = words(x_),
-            .x_sums = words(sums_),
+            .x_sums = layout_.is_affine() ? words(sums_) : nullptr,
             .blocks_per_group = 1,
             .block_lines = layout_.group_lines(0) + 1,
             .out = {.rows = layout_.spec().rows,
@@ -71,28 +71,37 @@ class TileActivations {
   }
 
  private:
-  // The product takes numbers below 2^-126 for zeros, and such are parts of small numbers: a token
-  // of nothing else is multiplied by a power of two, and its results divided.
-  static constexpr float kSmall = 0x1p-40F, kFactor = 0x1p64F;
+  // The product takes numbers below 2^-126 for zeros, and such are parts of small numbers. fp32 has
+  // multiples of 2^-149: a token below 1 is multiplied by a power of two, so that no part is as
+  // small, nor its product with the smallest code (2^-16), and its results are divided.
+  static constexpr float kFactor = 0x1p40F;
 
   static std::int32_t* words(const Scratch& scratch) {
     return reinterpret_cast<std::int32_t*>(scratch.data());
   }
 
+  // Nothing is stored of it, but its sums are computed.
+  void clear_token(std::int64_t token) const {
+    for (std::int64_t g = 0; g < layout_.groups(); ++g) take_columns(token, g, 0, 0, 1);
+  }
+
   void take_token(std::int64_t token) const {
     const std::int64_t from = token * args_.x_stride;
-    const float most = max_magnitude(args_.x, args_.type, from, from + layout_.spec().columns);
-    const bool is_small = most < kSmall && most > 0;
+    const bool is_small =
+        args_.type != FloatType::kF16 &&
+        max_magnitude(args_.x, args_.type, from, from + layout_.spec().columns) < 1;
     scales_.data()[token] = is_small ? 1 / kFactor : 1;
     for (std::int64_t g = 0; g < layout_.groups(); ++g) {
-      take_group(token, g, from + layout_.group_begin(g), is_small ? kFactor : 1);
+      take_columns(token, g, from + layout_.group_begin(g), layout_.group_columns(g),
+                   is_small ? kFactor : 1);
     }
   }
 
-  void take_group(std::int64_t token, std::int64_t group, std::int64_t from, float factor) const {
+  // All columns of a group.
+  void take_columns(std::int64_t token, std::int64_t group, std::int64_t from, std::int64_t columns,
+                    float factor) const {
     std::int32_t* to = words(x_) + tiles_.at(token, group, 0);
     const std::int32_t* end = to + tiles_.block_tiles * kTileWords;
-    const std::int64_t columns = layout_.group_columns(group);
     const __m512 scale = _mm512_set1_ps(factor);
     const __m512i order = _mm512_loadu_si512(kOrder.data());
     __m512 sum = _mm512_setzero_ps();

@@ -17,19 +17,24 @@ struct ByteProduct : ByteSums<bits> {
   }
 };
 
-/// Codes as tiles: what follows a group's last columns, and tokens past the last, is anything,
-/// since it is multiplied by zeros or not stored.
+/// Codes of tokens [first, first + count) as tiles: what follows a group's last columns, and tokens
+/// past the last, is anything, since it is multiplied by zeros or not stored.
 template <int bits>
 class CodeTiles {
  public:
-  CodeTiles(const PackedLayout& layout, const TokenCodes& codes, const ParallelFor& parallel_for)
+  CodeTiles(const PackedLayout& layout, const TokenCodes& codes, std::int64_t first,
+            std::int64_t count, const ParallelFor& parallel_for)
       : layout_(layout),
-        blocks_(codes.blocks_per_group()),
-        tiles_(codes.tokens(), tiles_for(block_columns(0, 0) / 4), layout.groups() * blocks_),
+        blocks_per_group_(codes.blocks_per_group()),
+        blocks_(layout.groups() * blocks_per_group_),
+        tiles_(count, tiles_for(block_columns(0, 0) / 4), blocks_),
         x_(tiles_.size()),
-        sums_(tiles_.count * kTileTokens * layout.groups() * blocks_) {
-    parallel_for(codes.tokens(), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t t = begin; t < end; ++t) take_token(codes, t);
+        sums_(tiles_.count * kTileTokens * blocks_) {
+    parallel_for(tiles_.count * kTileTokens, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin; t < end; ++t) {
+        std::memset(sums() + t * blocks_, 0, blocks_ * sizeof(*sums()));
+        if (t < count) take_token(codes, first + t, t);
+      }
     });
   }
   const TokenTiles& tiles() const { return tiles_; }
@@ -43,23 +48,22 @@ class CodeTiles {
     return std::clamp<std::int64_t>(columns - block * kBlockColumns, 0, kBlockColumns);
   }
 
-  void take_token(const TokenCodes& codes, std::int64_t token) const {
-    const std::int64_t blocks = layout_.groups() * blocks_;
-    for (std::int64_t i = 0; i < blocks; ++i) {
-      sums()[token * blocks + i] = ByteSums<bits>::x_sum(codes.sums(token)[i]);
-      const std::int64_t group = i / blocks_, block = i % blocks_;
+  void take_token(const TokenCodes& codes, std::int64_t token, std::int64_t to) const {
+    for (std::int64_t i = 0; i < blocks_; ++i) {
+      sums()[to * blocks_ + i] = ByteSums<bits>::x_sum(codes.sums(token)[i]);
+      const std::int64_t group = i / blocks_per_group_, block = i % blocks_per_group_;
       const std::int64_t columns = block_columns(group, block);
       const std::int8_t* from =
           codes.codes(token) + layout_.padded_begin(group) + block * kBlockColumns;
       for (std::int64_t c = 0; c < columns; c += kLineBytes) {
-        _mm512_storeu_si512(data() + tiles_.at(token, i, c / kLineBytes),
+        _mm512_storeu_si512(data() + tiles_.at(to, i, c / kLineBytes),
                             _mm512_loadu_si512(from + c));
       }
     }
   }
 
   const PackedLayout& layout_;
-  std::int64_t blocks_;
+  std::int64_t blocks_per_group_, blocks_;
   TokenTiles tiles_;
   Scratch x_, sums_;
 };
@@ -73,21 +77,24 @@ void multiply_codes(const IntegerLinearArgs& args, const Source& source,
   parallel_for(codes.tokens(), [&](std::int64_t begin, std::int64_t end) {
     quantize_tokens__avx512(layout, args.source, begin, end, codes);
   });
-  const CodeTiles<bits> x(layout, codes, parallel_for);
-  const TileJob job{.layout = &layout,
-                    .tokens = codes.tokens(),
-                    .x_tiles = x.tiles(),
-                    .x = x.data(),
-                    .x_sums = x.sums(),
-                    .blocks_per_group = codes.blocks_per_group(),
-                    .block_lines = kBlockColumns / layout.depth(),
-                    .out = {.rows = layout.spec().rows,
-                            .type = args.type,
-                            .y = args.y,
-                            .y_stride = args.y_stride,
-                            .bias = args.bias,
-                            .scales = &codes.scale(0)}};
-  multiply<ByteProduct<bits>, 1>(job, source, parallel_for);
+  for_strips(codes.tokens(), [&](std::int64_t first, std::int64_t count) {
+    const CodeTiles<bits> x(layout, codes, first, count, parallel_for);
+    const TileJob job{
+        .layout = &layout,
+        .tokens = count,
+        .x_tiles = x.tiles(),
+        .x = x.data(),
+        .x_sums = x.sums(),
+        .blocks_per_group = codes.blocks_per_group(),
+        .block_lines = kBlockColumns / layout.depth(),
+        .out = {.rows = layout.spec().rows,
+                .type = args.type,
+                .y = static_cast<std::byte*>(args.y) + first * args.y_stride * size_of(args.type),
+                .y_stride = args.y_stride,
+                .bias = args.bias,
+                .scales = &codes.scale(first)}};
+    multiply<ByteProduct<bits>, 1>(job, source, parallel_for);
+  });
 }
 
 }  // namespace

@@ -19,8 +19,15 @@ struct BF16Product : FloatSums<is_affine> {
 
 template <typename Source, bool is_affine, int parts>
 void multiply_parts(const LinearArgs& args, const Source& source, const ParallelFor& parallel_for) {
-  const TileActivations<typename Source::Line, parts> x(args, parallel_for);
-  multiply<BF16Product<is_affine>, parts>(x.job(), source, parallel_for);
+  for_strips(args.tokens, [&](std::int64_t first, std::int64_t count) {
+    const std::int64_t size = size_of(args.type);
+    LinearArgs strip = args;
+    strip.tokens = count;
+    strip.x = static_cast<const std::byte*>(args.x) + first * args.x_stride * size;
+    strip.y = static_cast<std::byte*>(args.y) + first * args.y_stride * size;
+    const TileActivations<typename Source::Line, parts> x(strip, parallel_for);
+    multiply<BF16Product<is_affine>, parts>(x.job(), source, parallel_for);
+  });
 }
 
 /// What find_linear() gives, of a weight that is read from a Source of pairs.

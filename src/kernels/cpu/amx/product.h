@@ -42,7 +42,7 @@ constexpr std::int64_t kBlockTokens = 2 * kTileTokens;
 constexpr std::int64_t kBlockTiles = 16;  ///< at most
 constexpr std::int64_t kPanelSteps = 512;
 constexpr std::int64_t kPanelWords = kPanelSteps * kTileRows;
-constexpr std::int64_t kMostStripTokens = 512;
+constexpr std::int64_t kMostStripTokens = 512;  ///< that are multiplied at once
 constexpr int kMostSpans = 16;
 
 /// Tiles of 16 that `count` tokens or steps take.
@@ -53,6 +53,16 @@ constexpr std::int64_t tiles_for(std::int64_t count) {
 /// Tiles of the weight in a panel. Many tokens do not stay in the second-level cache: the more
 /// tiles, the less often are they read.
 constexpr std::int64_t block_tiles(std::int64_t tokens) { return tokens <= 256 ? 8 : kBlockTiles; }
+
+/// Calls body(first, count) for tokens [0, tokens) in parts of about the same size.
+template <typename Body>
+void for_strips(std::int64_t tokens, const Body& body) {
+  const std::int64_t strips = (tokens + kMostStripTokens - 1) / kMostStripTokens;
+  for (std::int64_t i = 0; i < strips; ++i) {
+    const std::int64_t first = tokens * i / strips;
+    body(first, tokens * (i + 1) / strips - first);
+  }
+}
 
 /// Where the tokens of a call lie: tiles of 16 tokens by 16 words of 4 bytes. Every block of a
 /// group begins a tile.
@@ -88,20 +98,21 @@ struct TileJob {
   std::int64_t blocks() const { return layout->groups() * blocks_per_group; }
 };
 
-// Tiles: 4 of sums, then 2 of tokens and 2 of the weight, or 1 and 3.
+// Tiles: 4 of sums, 2 of tokens, 2 of the weight.
 constexpr int kXTile = 4, kWeightTile = 6;
 
 /// sums[token][row] of a tile += what `totals`, of a block, are once they are scaled.
 template <typename Product>
 inline void apply_tile(const TileJob& job, std::int64_t first_token, std::int64_t block,
                        const TileScales& scales, const float* totals, float* sums) {
-  const std::int32_t* x_sums = job.x_sums + first_token * job.blocks() + block;
-  const std::int64_t stride = job.blocks();
+  const auto x_sums = [&](std::int64_t t) {
+    const std::int64_t token = first_token + t;
+    return job.x_sums == nullptr ? nullptr : job.x_sums + token * job.blocks() + block;
+  };
   QUANTAL_UNROLL for (int t = 0; t < kTileTokens; ++t) {
     const __m512 before = _mm512_loadu_ps(sums + t * kTileRows);
     const auto total = Product::load(totals + t * kTileRows);
-    _mm512_storeu_ps(sums + t * kTileRows,
-                     Product::apply(before, total, scales, x_sums + t * stride, 0));
+    _mm512_storeu_ps(sums + t * kTileRows, Product::apply(before, total, scales, x_sums(t), 0));
   }
 }
 
@@ -124,21 +135,25 @@ inline void decode(const Source& source, std::int64_t tile, std::int64_t group, 
 }
 
 /// Sums += products of a tile of steps of each of `tiles` tiles of the weight, `stride` bytes from
-/// each other, by all tokens.
+/// each other, by `token_tiles` of tokens.
 template <typename Product, int parts, int token_tiles, int tiles>
 inline __attribute__((always_inline)) void add_products(const TileJob& job, const std::int32_t* x,
                                                         const std::byte* steps,
                                                         std::int64_t stride) {
+  const auto load_weight = [&](auto j) __attribute__((always_inline)) {
+    load_tile<kWeightTile + j % 2>(steps + j * stride, kLineBytes);
+  };
+  // Two stay for all parts.
+  if constexpr (tiles <= 2) for_steps<tiles>(load_weight);
   for_steps<parts>([&](auto part) __attribute__((always_inline)) {
     for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
       load_tile<kXTile + i>(x + part * job.x_tiles.size() + i * job.x_tiles.row_tiles * kTileWords,
                             kLineBytes);
     });
     for_steps<tiles>([&](auto j) __attribute__((always_inline)) {
-      constexpr int kWeight = kWeightTile + j % 2;
-      load_tile<kWeight>(steps + j * stride, kLineBytes);
+      if constexpr (tiles > 2) load_weight(j);
       for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
-        Product::template add<i * tiles + j, kXTile + i, kWeight>();
+        Product::template add<i * tiles + j, kXTile + i, kWeightTile + j % 2>();
       });
     });
   });
@@ -221,8 +236,8 @@ struct Span {
   bool is_last;
 };
 
-/// The panel and the results of a strip of tokens by its tiles, [token tile][tile][token][row].
-struct Strip {
+/// The panel and the results of all tokens by its tiles, [token tile][tile][token][row].
+struct Work {
   const Span* spans;
   int count;
   const std::byte* panels;   ///< kPanelWords words a tile
@@ -240,33 +255,34 @@ struct Strip {
 template <typename Product, int parts, int token_tiles, int tiles>
 class PanelBlock {
  public:
-  static void multiply(const TileJob& job, const Strip& strip, std::int64_t first_token,
-                       std::int64_t token_tile, std::int64_t first_tile) {
-    PanelBlock block(job, strip, first_token, token_tile, first_tile);
-    for (int s = 0; s < strip.count; ++s) block.add(s);
+  static void multiply(const TileJob& job, const Work& work, std::int64_t token_tile,
+                       std::int64_t first_tile) {
+    PanelBlock block(job, work, token_tile, first_tile);
+    for (int s = 0; s < work.count; ++s) block.add(s);
     block.apply(kSums);
   }
 
  private:
   static constexpr int kSums = token_tiles * tiles;
 
-  PanelBlock(const TileJob& job, const Strip& strip, std::int64_t first_token,
-             std::int64_t token_tile, std::int64_t first_tile)
-      : job_(job), strip_(strip), token_(first_token), token_tile_(token_tile), tile_(first_tile) {}
+  PanelBlock(const TileJob& job, const Work& work, std::int64_t token_tile, std::int64_t first_tile)
+      : job_(job), work_(work), token_tile_(token_tile), tile_(first_tile) {}
 
   inline __attribute__((always_inline)) void add(int index) {
-    const Span& span = strip_.spans[index];
+    const Span& span = work_.spans[index];
     for_tiles<token_tiles, tiles>([&](auto i, auto j) __attribute__((always_inline)) {
       if (span.is_first) {
         zero_tile<i * tiles + j>();
       } else {
-        load_tile<i * tiles + j>(strip_.totals + at(i, j), kLineBytes);
+        load_tile<i * tiles + j>(work_.totals + at(i, j), kLineBytes);
       }
     });
-    const std::int32_t* x = job_.x + job_.x_tiles.at(token_, span.block, span.tile);
-    const std::byte* weight = strip_.panels + (tile_ * kPanelSteps + span.step) * kLineBytes;
+    const std::int32_t* x =
+        job_.x + job_.x_tiles.at(token_tile_ * kTileTokens, span.block, span.tile);
+    const std::byte* weight = work_.panels + (tile_ * kPanelSteps + span.step) * kLineBytes;
     for (std::int64_t k = 0; k < span.tiles; ++k) {
-      multiply_tiles(x + k * kTileWords, weight + k * kTileBytes);
+      add_products<Product, parts, token_tiles, tiles>(
+          job_, x + k * kTileWords, weight + k * kTileBytes, kPanelSteps * kLineBytes);
       // Meanwhile, what was there before is scaled.
       if (applied_ < kSums) apply(static_cast<int>(kSums * (k + 1) / span.tiles));
     }
@@ -274,24 +290,8 @@ class PanelBlock {
     if (span.is_last) span_ = index, applied_ = 0, half_ = 1 - half_;
     for_tiles<token_tiles, tiles>([&](auto i, auto j) __attribute__((always_inline)) {
       store_tile<i * tiles + j>(
-          span.is_last ? totals_[half_] + (i * tiles + j) * kTileWords : strip_.totals + at(i, j),
+          span.is_last ? totals_[half_] + (i * tiles + j) * kTileWords : work_.totals + at(i, j),
           kLineBytes);
-    });
-  }
-
-  inline __attribute__((always_inline)) void multiply_tiles(const std::int32_t* x,
-                                                            const std::byte* weight) const {
-    for_steps<tiles>([&](auto j) __attribute__((always_inline)) {
-      load_tile<kWeightTile + j>(weight + j * kPanelSteps * kLineBytes, kLineBytes);
-    });
-    for_steps<parts>([&](auto part) __attribute__((always_inline)) {
-      for_steps<token_tiles>([&](auto i) __attribute__((always_inline)) {
-        load_tile<kXTile + i>(
-            x + part * job_.x_tiles.size() + i * job_.x_tiles.row_tiles * kTileWords, kLineBytes);
-      });
-      for_tiles<token_tiles, tiles>([](auto i, auto j) __attribute__((always_inline)) {
-        Product::template add<i * tiles + j, kXTile + i, kWeightTile + j>();
-      });
     });
   }
 
@@ -299,41 +299,40 @@ class PanelBlock {
   inline __attribute__((always_inline)) void apply(int end) {
     for (; applied_ < end; ++applied_) {
       const int i = applied_ / tiles, j = applied_ % tiles;
-      apply_tile<Product>(job_, token_ + i * kTileTokens, strip_.spans[span_].block,
-                          strip_.scales[span_ * kBlockTiles + tile_ + j],
-                          totals_[half_] + applied_ * kTileWords, strip_.sums + at(i, j));
+      apply_tile<Product>(job_, (token_tile_ + i) * kTileTokens, work_.spans[span_].block,
+                          work_.scales[span_ * kBlockTiles + tile_ + j],
+                          totals_[half_] + applied_ * kTileWords, work_.sums + at(i, j));
     }
   }
 
-  std::int64_t at(int i, int j) const { return Strip::at(token_tile_ + i, tile_ + j); }
+  std::int64_t at(int i, int j) const { return Work::at(token_tile_ + i, tile_ + j); }
 
   const TileJob& job_;
-  const Strip& strip_;
-  std::int64_t token_, token_tile_, tile_;
+  const Work& work_;
+  std::int64_t token_tile_, tile_;
   int span_ = 0;         ///< whose sums totals_[half_] has
   int applied_ = kSums;  ///< tiles of them that are scaled
   int half_ = 0;
   alignas(64) float totals_[2][kSums * kTileWords];
 };
 
-/// Some tiles of the weight by a strip of tokens.
+/// Some tiles of the weight by all tokens.
 template <typename Product, int parts, typename Source>
 class RowBlock {
  public:
-  RowBlock(const TileJob& job, const Source& source, std::int64_t strip_tokens)
+  RowBlock(const TileJob& job, const Source& source)
       : job_(job),
         source_(source),
         panels_(block_tiles(job.tokens) * kPanelWords),
         scales_(kMostSpans * kBlockTiles * static_cast<std::int64_t>(sizeof(TileScales)) / 4),
-        totals_(tiles_for(strip_tokens) * kBlockTiles * kTileWords),
-        sums_(tiles_for(strip_tokens) * kBlockTiles * kTileWords) {}
+        totals_(job.x_tiles.count * kBlockTiles * kTileWords),
+        sums_(job.x_tiles.count * kBlockTiles * kTileWords) {}
 
-  void multiply(std::int64_t first_tile, std::int64_t tiles, std::int64_t first_token,
-                std::int64_t tokens) {
-    tile_ = first_tile, tiles_ = tiles, token_ = first_token, tokens_ = tokens;
+  void multiply(std::int64_t first_tile, std::int64_t tiles) {
+    tile_ = first_tile, tiles_ = tiles;
     const PackedLayout& layout = *job_.layout;
     std::memset(sums_.data(), 0,
-                tiles_for(tokens) * kBlockTiles * kTileWords * static_cast<int>(sizeof(float)));
+                job_.x_tiles.count * kBlockTiles * kTileWords * static_cast<int>(sizeof(float)));
     filled_ = count_ = 0;
     for (std::int64_t g = 0; g < layout.groups(); ++g) {
       const std::int64_t lines = layout.group_lines(g);
@@ -377,31 +376,29 @@ class RowBlock {
            panels() + (index * kPanelSteps + filled_) * kLineBytes);
   }
 
-  // By all tokens of the strip.
+  // By all tokens.
   void multiply_panel() {
-    const Strip strip{.spans = spans_,
-                      .count = count_,
-                      .panels = panels(),
-                      .scales = scales(),
-                      .totals = totals_.data(),
-                      .sums = sums_.data()};
-    for (std::int64_t t = 0; t < tokens_; t += kBlockTokens) {
-      const bool is_wide = tokens_ - t > kTileTokens;
+    const Work work{.spans = spans_,
+                    .count = count_,
+                    .panels = panels(),
+                    .scales = scales(),
+                    .totals = totals_.data(),
+                    .sums = sums_.data()};
+    for (std::int64_t t = 0; t < job_.tokens; t += kBlockTokens) {
+      const bool is_wide = job_.tokens - t > kTileTokens;
       for (std::int64_t i = 0; i < tiles_; i += 2) {
         const auto multiply = kMultiply[is_wide][tiles_ - i > 1];
-        multiply(job_, strip, token_ + t, t / kTileTokens, i);
+        multiply(job_, work, t / kTileTokens, i);
       }
     }
     filled_ = count_ = 0;
   }
 
   void store() const {
-    for (std::int64_t t = 0; t < tokens_; ++t) {
-      const float* sums =
-          sums_.data() + Strip::at(t / kTileTokens, 0) + t % kTileTokens * kTileRows;
+    for (std::int64_t t = 0; t < job_.tokens; ++t) {
+      const float* sums = sums_.data() + Work::at(t / kTileTokens, 0) + t % kTileTokens * kTileRows;
       for (std::int64_t i = 0; i < tiles_; ++i) {
-        store_rows(job_.out, source_.tile(tile_ + i), token_ + t,
-                   _mm512_loadu_ps(sums + i * kTileWords));
+        store_rows(job_.out, source_.tile(tile_ + i), t, _mm512_loadu_ps(sums + i * kTileWords));
       }
     }
   }
@@ -417,28 +414,23 @@ class RowBlock {
   const Source& source_;
   Scratch panels_, scales_, totals_, sums_;
   Span spans_[kMostSpans];
-  std::int64_t tile_ = 0, tiles_ = 0, token_ = 0, tokens_ = 0;
+  std::int64_t tile_ = 0, tiles_ = 0;
   std::int64_t filled_ = 0;  ///< steps in the panel
   int count_ = 0;            ///< spans in the panel
 };
 
 template <typename Product, int parts, typename Source>
 void many_tokens(const TileJob& job, const Source& source, const ParallelFor& parallel_for) {
-  const std::int64_t strips = (job.tokens + kMostStripTokens - 1) / kMostStripTokens;
-  const std::int64_t blocks = (job.tokens + strips * kBlockTokens - 1) / (strips * kBlockTokens);
-  const std::int64_t strip = std::min(job.tokens, blocks * kBlockTokens);
   parallel_for(job.layout->tiles(), [&](std::int64_t begin, std::int64_t end) {
     const TileRegisters registers;
-    RowBlock<Product, parts, Source> rows(job, source, strip);
-    for (std::int64_t t = 0; t < job.tokens; t += strip) {
-      for (std::int64_t i = begin; i < end; i += block_tiles(job.tokens)) {
-        const std::int64_t tiles = std::min(block_tiles(job.tokens), end - i);
-        rows.multiply(i, tiles, t, std::min(strip, job.tokens - t));
-      }
+    RowBlock<Product, parts, Source> rows(job, source);
+    for (std::int64_t i = begin; i < end; i += block_tiles(job.tokens)) {
+      rows.multiply(i, std::min(block_tiles(job.tokens), end - i));
     }
   });
 }
 
+/// At most kMostStripTokens.
 template <typename Product, int parts, typename Source>
 void multiply(const TileJob& job, const Source& source, const ParallelFor& parallel_for) {
   if (job.tokens <= kTileTokens) return few_tokens<Product, parts, 1>(job, source, parallel_for);

@@ -14,7 +14,8 @@
 namespace quantal::kernels {
 namespace {
 
-/// Tiles that this thread may use while the object lives.
+/// Tiles that this thread may use while the object lives. Whoever else uses tiles on the thread
+/// configures them again afterwards, as oneDNN does in each call.
 class TileRegisters {
  public:
   TileRegisters() {
