@@ -240,9 +240,12 @@ struct Span {
 struct Work {
   const Span* spans;
   int count;
-  const std::byte* panels;   ///< kPanelWords words a tile
-  const TileScales* scales;  ///< [span][tile]
-  float* totals;             ///< of a block that is longer than a panel
+  const std::byte* panels;    ///< kPanelWords words a tile
+  const TileScales* scales;   ///< [span][tile]
+  const std::int64_t* tiles;  ///< of the result
+  bool is_first;              ///< panel of the rows; the sums are in memory between panels only
+  bool is_last;
+  float* totals;  ///< of a block that is longer than a panel
   float* sums;
 
   static std::int64_t at(std::int64_t token_tile, std::int64_t tile) {
@@ -258,8 +261,10 @@ class PanelBlock {
   static void multiply(const TileJob& job, const Work& work, std::int64_t token_tile,
                        std::int64_t first_tile) {
     PanelBlock block(job, work, token_tile, first_tile);
+    block.begin();
     for (int s = 0; s < work.count; ++s) block.add(s);
     block.apply(kSums);
+    block.end();
   }
 
  private:
@@ -267,6 +272,37 @@ class PanelBlock {
 
   PanelBlock(const TileJob& job, const Work& work, std::int64_t token_tile, std::int64_t first_tile)
       : job_(job), work_(work), token_tile_(token_tile), tile_(first_tile) {}
+
+  void begin() {
+    for (int i = 0; i < kSums; ++i) {
+      float* sums = sums_ + i * kTileWords;
+      if (work_.is_first) {
+        std::memset(sums, 0, kTileBytes);
+      } else {
+        std::memcpy(sums, work_.sums + at(i / tiles, i % tiles), kTileBytes);
+      }
+    }
+  }
+
+  void end() const {
+    for (int i = 0; i < kSums; ++i) {
+      const float* sums = sums_ + i * kTileWords;
+      if (work_.is_last) {
+        store(i / tiles, i % tiles, sums);
+      } else {
+        std::memcpy(work_.sums + at(i / tiles, i % tiles), sums, kTileBytes);
+      }
+    }
+  }
+
+  void store(int i, int j, const float* sums) const {
+    const std::int64_t first = (token_tile_ + i) * kTileTokens;
+    const std::int64_t count = std::min(kTileTokens, job_.tokens - first);
+    for (std::int64_t t = 0; t < count; ++t) {
+      store_rows(job_.out, work_.tiles[tile_ + j], first + t,
+                 _mm512_loadu_ps(sums + t * kTileRows));
+    }
+  }
 
   inline __attribute__((always_inline)) void add(int index) {
     const Span& span = work_.spans[index];
@@ -301,7 +337,7 @@ class PanelBlock {
       const int i = applied_ / tiles, j = applied_ % tiles;
       apply_tile<Product>(job_, (token_tile_ + i) * kTileTokens, work_.spans[span_].block,
                           work_.scales[span_ * kBlockTiles + tile_ + j],
-                          totals_[half_] + applied_ * kTileWords, work_.sums + at(i, j));
+                          totals_[half_] + applied_ * kTileWords, sums_ + applied_ * kTileWords);
     }
   }
 
@@ -314,6 +350,7 @@ class PanelBlock {
   int applied_ = kSums;  ///< tiles of them that are scaled
   int half_ = 0;
   alignas(64) float totals_[2][kSums * kTileWords];
+  alignas(64) float sums_[kSums * kTileWords];
 };
 
 /// Some tiles of the weight by all tokens.
@@ -325,15 +362,15 @@ class RowBlock {
         source_(source),
         panels_(block_tiles(job.tokens) * kPanelWords),
         scales_(kMostSpans * kBlockTiles * static_cast<std::int64_t>(sizeof(TileScales)) / 4),
-        totals_(job.x_tiles.count * kBlockTiles * kTileWords),
-        sums_(job.x_tiles.count * kBlockTiles * kTileWords) {}
+        totals_(between_panels(job)),
+        sums_(between_panels(job)) {}
 
   void multiply(std::int64_t first_tile, std::int64_t tiles) {
-    tile_ = first_tile, tiles_ = tiles;
+    tiles_ = tiles;
     const PackedLayout& layout = *job_.layout;
-    std::memset(sums_.data(), 0,
-                job_.x_tiles.count * kBlockTiles * kTileWords * static_cast<int>(sizeof(float)));
+    for (std::int64_t i = 0; i < tiles; ++i) result_tiles_[i] = source_.tile(first_tile + i);
     filled_ = count_ = 0;
+    is_first_ = true;
     for (std::int64_t g = 0; g < layout.groups(); ++g) {
       const std::int64_t lines = layout.group_lines(g);
       for (std::int64_t b = 0; b < job_.blocks_per_group; ++b) {
@@ -341,19 +378,26 @@ class RowBlock {
         add_block(g, b, std::min(lines, b * job_.block_lines), end);
       }
     }
-    multiply_panel();
-    store();
+    multiply_panel(true);
   }
 
  private:
   static constexpr std::int64_t kSteps = Source::Line::kSteps;
 
+  // Numbers that are in memory between panels: none of rows that a panel has room for.
+  static std::int64_t between_panels(const TileJob& job) {
+    const bool is_one =
+        job.x_tiles.row_tiles * kTileSteps <= kPanelSteps && job.blocks() <= kMostSpans;
+    return is_one ? 0 : job.x_tiles.count * kBlockTiles * kTileWords;
+  }
+
   // Lines [begin, end) of a group, of every tile. An empty block still has its term.
   void add_block(std::int64_t group, std::int64_t block, std::int64_t begin, std::int64_t end) {
     const std::int64_t steps = (end - begin) * kSteps;
-    if (filled_ + std::min(steps, kPanelSteps) > kPanelSteps) multiply_panel();
+    if (filled_ + std::min(steps, kPanelSteps) > kPanelSteps) multiply_panel(false);
     std::int64_t i = begin;
     do {
+      if (filled_ == kPanelSteps || count_ == kMostSpans) multiply_panel(false);
       const std::int64_t count = std::min(end - i, (kPanelSteps - filled_) / kSteps);
       const std::int64_t tiles = tiles_for(count * kSteps);
       spans_[count_] = {.block = group * job_.blocks_per_group + block,
@@ -364,24 +408,26 @@ class RowBlock {
                         .is_last = i + count == end};
       for (std::int64_t t = 0; t < tiles_; ++t) decode_lines(t, group, i, count);
       i += count, filled_ += tiles * kTileSteps, ++count_;
-      if (filled_ == kPanelSteps || count_ == kMostSpans) multiply_panel();
     } while (i < end);
   }
 
   void decode_lines(std::int64_t index, std::int64_t group, std::int64_t first,
                     std::int64_t count) {
-    const std::int64_t tile = source_.tile(tile_ + index);
+    const std::int64_t tile = result_tiles_[index];
     scales()[count_ * kBlockTiles + index] = source_.scales(tile, group);
     decode(source_, tile, group, first, count,
            panels() + (index * kPanelSteps + filled_) * kLineBytes);
   }
 
   // By all tokens.
-  void multiply_panel() {
+  void multiply_panel(bool is_last) {
     const Work work{.spans = spans_,
                     .count = count_,
                     .panels = panels(),
                     .scales = scales(),
+                    .tiles = result_tiles_,
+                    .is_first = is_first_,
+                    .is_last = is_last,
                     .totals = totals_.data(),
                     .sums = sums_.data()};
     for (std::int64_t t = 0; t < job_.tokens; t += kBlockTokens) {
@@ -392,15 +438,7 @@ class RowBlock {
       }
     }
     filled_ = count_ = 0;
-  }
-
-  void store() const {
-    for (std::int64_t t = 0; t < job_.tokens; ++t) {
-      const float* sums = sums_.data() + Work::at(t / kTileTokens, 0) + t % kTileTokens * kTileRows;
-      for (std::int64_t i = 0; i < tiles_; ++i) {
-        store_rows(job_.out, source_.tile(tile_ + i), t, _mm512_loadu_ps(sums + i * kTileWords));
-      }
-    }
+    is_first_ = false;
   }
 
   static constexpr decltype(&PanelBlock<Product, parts, 1, 1>::multiply) kMultiply[2][2] = {
@@ -414,7 +452,9 @@ class RowBlock {
   const Source& source_;
   Scratch panels_, scales_, totals_, sums_;
   Span spans_[kMostSpans];
-  std::int64_t tile_ = 0, tiles_ = 0;
+  std::int64_t tiles_ = 0;
+  std::int64_t result_tiles_[kBlockTiles]{};
+  bool is_first_ = true;
   std::int64_t filled_ = 0;  ///< steps in the panel
   int count_ = 0;            ///< spans in the panel
 };
