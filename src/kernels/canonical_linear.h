@@ -43,9 +43,8 @@ void few_from_canonical__avx512_vbmi(const LinearArgs& args, const CanonicalWeig
 void few_from_canonical__avx2(const IntegerLinearArgs& args, const CanonicalWeight& weight,
                               const ParallelFor& parallel_for);
 
-/// Any number of tokens, with the bits of the packed weight where linear__amx() multiplies in tiles;
-/// false, and nothing was done, for shapes
-/// that it does not take. The same preconditions.
+/// Any number of tokens, with the bits of the packed weight where linear__amx() multiplies in
+/// tiles; false, and nothing was done, for shapes that it does not take. The same preconditions.
 bool linear_from_canonical__amx(const LinearArgs& args, const CanonicalWeight& weight,
                                 const ParallelFor& parallel_for);
 bool linear_from_canonical__amx(const IntegerLinearArgs& args, const CanonicalWeight& weight,
