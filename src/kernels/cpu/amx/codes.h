@@ -79,20 +79,16 @@ void multiply_codes(const IntegerLinearArgs& args, const Source& source,
   });
   for_strips(codes.tokens(), [&](std::int64_t first, std::int64_t count) {
     const CodeTiles<bits> x(layout, codes, first, count, parallel_for);
-    const TileJob job{
-        .layout = &layout,
-        .tokens = count,
-        .x_tiles = x.tiles(),
-        .x = x.data(),
-        .x_sums = x.sums(),
-        .blocks_per_group = codes.blocks_per_group(),
-        .block_lines = kBlockColumns / layout.depth(),
-        .out = {.rows = layout.spec().rows,
-                .type = args.type,
-                .y = static_cast<std::byte*>(args.y) + first * args.y_stride * size_of(args.type),
-                .y_stride = args.y_stride,
-                .bias = args.bias,
-                .scales = &codes.scale(first)}};
+    IntegerLinearArgs strip = args;
+    strip.y = static_cast<std::byte*>(args.y) + first * args.y_stride * size_of(args.type);
+    const TileJob job{.layout = &layout,
+                      .tokens = count,
+                      .x_tiles = x.tiles(),
+                      .x = x.data(),
+                      .x_sums = x.sums(),
+                      .blocks_per_group = codes.blocks_per_group(),
+                      .block_lines = kBlockColumns / layout.depth(),
+                      .out = output_of(strip, &codes.scale(first))};
     multiply<ByteProduct<bits>, 1>(job, source, parallel_for);
   });
 }

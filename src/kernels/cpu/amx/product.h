@@ -39,7 +39,7 @@ constexpr std::int64_t kTileSteps = 16;
 constexpr std::int64_t kTileWords = kTileRows * kTileSteps;
 constexpr std::int64_t kTileBytes = kTileWords * 4;
 constexpr std::int64_t kBlockTokens = 2 * kTileTokens;
-constexpr std::int64_t kBlockTiles = 16;  ///< at most
+constexpr std::int64_t kPanelTiles = 16;  ///< at most
 constexpr std::int64_t kPanelSteps = 512;
 constexpr std::int64_t kPanelWords = kPanelSteps * kTileRows;
 constexpr std::int64_t kMostStripTokens = 512;  ///< that are multiplied at once
@@ -52,7 +52,7 @@ constexpr std::int64_t tiles_for(std::int64_t count) {
 
 /// Tiles of the weight in a panel. Many tokens do not stay in the second-level cache: the more
 /// tiles, the less often are they read.
-constexpr std::int64_t block_tiles(std::int64_t tokens) { return tokens <= 256 ? 8 : kBlockTiles; }
+constexpr std::int64_t panel_tiles(std::int64_t tokens) { return tokens <= 256 ? 8 : kPanelTiles; }
 
 /// Calls body(first, count) for tokens [0, tokens) in parts of about the same size.
 template <typename Body>
@@ -249,7 +249,7 @@ struct Work {
   float* sums;
 
   static std::int64_t at(std::int64_t token_tile, std::int64_t tile) {
-    return (token_tile * kBlockTiles + tile) * kTileWords;
+    return (token_tile * kPanelTiles + tile) * kTileWords;
   }
 };
 
@@ -336,7 +336,7 @@ class PanelBlock {
     for (; applied_ < end; ++applied_) {
       const int i = applied_ / tiles, j = applied_ % tiles;
       apply_tile<Product>(job_, (token_tile_ + i) * kTileTokens, work_.spans[span_].block,
-                          work_.scales[span_ * kBlockTiles + tile_ + j],
+                          work_.scales[span_ * kPanelTiles + tile_ + j],
                           totals_[half_] + applied_ * kTileWords, sums_ + applied_ * kTileWords);
     }
   }
@@ -360,8 +360,8 @@ class RowBlock {
   RowBlock(const TileJob& job, const Source& source)
       : job_(job),
         source_(source),
-        panels_(block_tiles(job.tokens) * kPanelWords),
-        scales_(kMostSpans * kBlockTiles * static_cast<std::int64_t>(sizeof(TileScales)) / 4),
+        panels_(panel_tiles(job.tokens) * kPanelWords),
+        scales_(kMostSpans * kPanelTiles * static_cast<std::int64_t>(sizeof(TileScales)) / 4),
         totals_(between_panels(job)),
         sums_(between_panels(job)) {}
 
@@ -388,7 +388,7 @@ class RowBlock {
   static std::int64_t between_panels(const TileJob& job) {
     const bool is_one =
         job.x_tiles.row_tiles * kTileSteps <= kPanelSteps && job.blocks() <= kMostSpans;
-    return is_one ? 0 : job.x_tiles.count * kBlockTiles * kTileWords;
+    return is_one ? 0 : job.x_tiles.count * kPanelTiles * kTileWords;
   }
 
   // Lines [begin, end) of a group, of every tile. An empty block still has its term.
@@ -414,7 +414,7 @@ class RowBlock {
   void decode_lines(std::int64_t index, std::int64_t group, std::int64_t first,
                     std::int64_t count) {
     const std::int64_t tile = result_tiles_[index];
-    scales()[count_ * kBlockTiles + index] = source_.scales(tile, group);
+    scales()[count_ * kPanelTiles + index] = source_.scales(tile, group);
     decode(source_, tile, group, first, count,
            panels() + (index * kPanelSteps + filled_) * kLineBytes);
   }
@@ -453,7 +453,7 @@ class RowBlock {
   Scratch panels_, scales_, totals_, sums_;
   Span spans_[kMostSpans];
   std::int64_t tiles_ = 0;
-  std::int64_t result_tiles_[kBlockTiles]{};
+  std::int64_t result_tiles_[kPanelTiles]{};
   bool is_first_ = true;
   std::int64_t filled_ = 0;  ///< steps in the panel
   int count_ = 0;            ///< spans in the panel
@@ -464,8 +464,8 @@ void many_tokens(const TileJob& job, const Source& source, const ParallelFor& pa
   parallel_for(job.layout->tiles(), [&](std::int64_t begin, std::int64_t end) {
     const TileRegisters registers;
     RowBlock<Product, parts, Source> rows(job, source);
-    for (std::int64_t i = begin; i < end; i += block_tiles(job.tokens)) {
-      rows.multiply(i, std::min(block_tiles(job.tokens), end - i));
+    for (std::int64_t i = begin; i < end; i += panel_tiles(job.tokens)) {
+      rows.multiply(i, std::min(panel_tiles(job.tokens), end - i));
     }
   });
 }

@@ -47,12 +47,7 @@ class Activations {
             .x_sums = layout_.is_affine() ? words(sums_) : nullptr,
             .blocks_per_group = 1,
             .block_lines = layout_.group_lines(0) + 1,
-            .out = {.rows = layout_.spec().rows,
-                    .type = args_.type,
-                    .y = args_.y,
-                    .y_stride = args_.y_stride,
-                    .bias = args_.bias,
-                    .scales = nullptr}};
+            .out = output_of(args_, nullptr)};
   }
 
  private:

@@ -1,6 +1,6 @@
 #pragma once
 
-// Included by this folder's files only.
+// Included by files for AVX-512 and what it is a part of.
 
 #include <array>
 #include <bit>

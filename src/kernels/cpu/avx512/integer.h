@@ -69,12 +69,7 @@ void multiply_codes(const IntegerLinearArgs& args, const TokenCodes& codes,
                 .x_sums = x.sums(),
                 .blocks_per_group = codes.blocks_per_group(),
                 .block_lines = kBlockColumns / layout.depth(),
-                .out = {.rows = layout.spec().rows,
-                        .type = args.type,
-                        .y = args.y,
-                        .y_stride = args.y_stride,
-                        .bias = args.bias,
-                        .scales = &codes.scale(0)}};
+                .out = output_of(args, &codes.scale(0))};
   multiply<Line, Product>(job, parallel_for);
 }
 

@@ -1,7 +1,8 @@
 #pragma once
 
-// The intrinsics of this folder's files: the processor's own, or, in a test library, portable ones
-// that compute the same, so that every kernel is tested on machines without AVX-512.
+// The intrinsics of this folder's files and those of amx: the processor's own, or, in a test
+// library, portable ones that compute the same, so that every kernel is tested on machines without
+// AVX-512.
 #if defined(QUANTAL_EMULATE)
 #include "kernels/emulated/avx512.h"
 #else

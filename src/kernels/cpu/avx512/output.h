@@ -18,6 +18,17 @@ struct Output {
   const float* scales;  ///< of tokens; null: 1
 };
 
+/// Of a linear's arguments, of whatever activations.
+template <typename Args>
+Output output_of(const Args& args, const float* scales) {
+  return {.rows = args.layout->spec().rows,
+          .type = args.type,
+          .y = args.y,
+          .y_stride = args.y_stride,
+          .bias = args.bias,
+          .scales = scales};
+}
+
 /// The rows of a tile.
 inline void store_rows(const Output& out, std::int64_t tile, std::int64_t token, __m512 sum) {
   const std::int64_t row = tile * kTileRows;

@@ -1,6 +1,6 @@
 #pragma once
 
-// Included by this folder's files only, below their target pragma.
+// Included by files for AVX-512 and what it is a part of, below their target pragma.
 
 #include <cstring>
 #include <utility>
