@@ -32,7 +32,13 @@ TokenCodes::TokenCodes(const PackedLayout& layout, std::int64_t tokens)
 
 TokenCodes::~TokenCodes() = default;
 
-void TokenCodes::finish(const PackedLayout& layout, std::int64_t token) const {
+std::int32_t sum_codes__portable(const std::int8_t* codes, std::int64_t count) {
+  std::int32_t sum = 0;
+  for (std::int64_t i = 0; i < count; ++i) sum += codes[i];
+  return sum;
+}
+
+void TokenCodes::finish(const PackedLayout& layout, std::int64_t token, SumCodes sum_codes) const {
   std::int8_t* out = codes(token);
   std::int32_t* sum = sums(token);
   for (std::int64_t group = 0; group < layout.groups(); ++group) {
@@ -42,15 +48,13 @@ void TokenCodes::finish(const PackedLayout& layout, std::int64_t token) const {
     for (std::int64_t block = 0; block < blocks_per_group_; ++block) {
       const std::int64_t begin = std::min(columns, block * kBlockColumns);
       const std::int64_t end = std::min(columns, begin + kBlockColumns);
-      std::int32_t total = 0;
-      for (std::int64_t c = begin; c < end; ++c) total += from[c];
-      *sum++ = total;
+      *sum++ = sum_codes(from + begin, end - begin);
     }
   }
 }
 
 void copy_tokens(const PackedLayout& layout, const TokenSource& source, std::int64_t begin,
-                 std::int64_t end, const TokenCodes& out) {
+                 std::int64_t end, const TokenCodes& out, SumCodes sum) {
   if (source.patches != nullptr) {
     source.patches->write(layout, begin, end, out);
   } else {
@@ -64,18 +68,17 @@ void copy_tokens(const PackedLayout& layout, const TokenSource& source, std::int
   }
   for (std::int64_t t = begin; t < end; ++t) {
     out.scale(t) = source.scale;
-    out.finish(layout, t);
+    out.finish(layout, t, sum);
   }
 }
 
 void quantize_tokens(const PackedLayout& layout, const TokenSource& source, std::int64_t begin,
-                     std::int64_t end, const TokenCodes& out, MaxMagnitude magnitude,
-                     QuantizeCodes quantize) {
-  if (source.has_codes()) return copy_tokens(layout, source, begin, end, out);
+                     std::int64_t end, const TokenCodes& out, const TokenFunctions& functions) {
+  if (source.has_codes()) return copy_tokens(layout, source, begin, end, out, functions.sum);
   for (std::int64_t t = begin; t < end; ++t) {
     const std::int64_t from = t * source.stride;
     const float scale =
-        scale_for(magnitude(source.x, source.type, from, from + layout.spec().columns));
+        scale_for(functions.magnitude(source.x, source.type, from, from + layout.spec().columns));
     out.scale(t) = scale;
     for (std::int64_t group = 0; group < layout.groups(); ++group) {
       std::int8_t* codes = out.codes(t) + layout.padded_begin(group);
@@ -84,17 +87,17 @@ void quantize_tokens(const PackedLayout& layout, const TokenSource& source, std:
       if (std::isnan(scale)) {
         std::memset(codes, 0, columns);
       } else {
-        quantize(source.x, source.type, first, first + columns, scale, codes - first);
+        functions.quantize(source.x, source.type, first, first + columns, scale, codes - first);
       }
     }
-    out.finish(layout, t);
+    out.finish(layout, t, functions.sum);
   }
 }
 
 void quantize_tokens__portable(const PackedLayout& layout, const TokenSource& source,
                                std::int64_t begin, std::int64_t end, const TokenCodes& out) {
-  quantize_tokens(layout, source, begin, end, out, max_magnitude__portable,
-                  quantize_codes__portable);
+  quantize_tokens(layout, source, begin, end, out,
+                  {max_magnitude__portable, quantize_codes__portable, sum_codes__portable});
 }
 
 }  // namespace quantal::kernels

@@ -17,6 +17,11 @@ struct CodePatches;
 /// summed in blocks of so many columns.
 constexpr std::int64_t kBlockColumns = 1 << 15;
 
+/// Σ of `count` codes, of which there are at most kBlockColumns.
+using SumCodes = std::int32_t (*)(const std::int8_t* codes, std::int64_t count);
+std::int32_t sum_codes__portable(const std::int8_t* codes, std::int64_t count);
+std::int32_t sum_codes__avx2(const std::int8_t* codes, std::int64_t count);
+
 /// Tokens as int8 codes and one scale each, laid out for a weight: every group of columns is padded
 /// with zeros to whole lines. value = scale · code.
 class TokenCodes {
@@ -45,7 +50,7 @@ class TokenCodes {
   std::int64_t blocks_per_group() const { return blocks_per_group_; }
 
   /// Pads codes(token), whose columns of each group are there, and sums them up.
-  void finish(const PackedLayout& layout, std::int64_t token) const;
+  void finish(const PackedLayout& layout, std::int64_t token, SumCodes sum_codes) const;
 
  private:
   std::int64_t tokens_;
@@ -78,10 +83,17 @@ struct TokenSource {
 using QuantizeTokens = void (*)(const PackedLayout& layout, const TokenSource& source,
                                 std::int64_t begin, std::int64_t end, const TokenCodes& out);
 
-/// What each of them does, with an instruction set's magnitudes and codes.
+/// What an instruction set has for them. quantize() is called with a token's scale_for(magnitude)
+/// that is not NaN.
+struct TokenFunctions {
+  MaxMagnitude magnitude;
+  QuantizeCodes quantize;
+  SumCodes sum;
+};
+
+/// What each of them does.
 void quantize_tokens(const PackedLayout& layout, const TokenSource& source, std::int64_t begin,
-                     std::int64_t end, const TokenCodes& out, MaxMagnitude magnitude,
-                     QuantizeCodes quantize);
+                     std::int64_t end, const TokenCodes& out, const TokenFunctions& functions);
 
 void quantize_tokens__portable(const PackedLayout& layout, const TokenSource& source,
                                std::int64_t begin, std::int64_t end, const TokenCodes& out);

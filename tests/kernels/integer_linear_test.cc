@@ -187,6 +187,31 @@ TEST_P(IntegerLinear, extreme_codes_side_by_side_are_exact) {
   }
 }
 
+// A code depends on the last bit of the quotient there.
+TEST_P(IntegerLinear, numbers_between_two_codes_have_the_bits_of_the_portable_kernel) {
+  const auto [isa, qtype] = GetParam();
+  constexpr std::int64_t kColumns = 256 * 5;
+  for (const FloatType type : kFloatTypes) {
+    Problem problem({qtype, 16, kColumns, 0, FloatType::kF32}, type, kMostTokens);
+    for (std::int64_t t = 0; t < kMostTokens; ++t) {
+      const float factor = t == 0 ? 0x1p-126F : t == 1 ? 0x1p110F : 1;
+      const float most = factor * static_cast<float>(1 + t * 0.37);
+      const float scale = std::max(most / 127, std::numeric_limits<float>::min());
+      store_float(problem.x.data(), t * kColumns, type, most);
+      for (std::int64_t i = 1; i < kColumns; ++i) {
+        float x = (static_cast<float>(i / 5) - 127.5F) * scale;
+        for (std::int64_t steps = i % 5; steps > 2; --steps) x = std::nextafter(x, -most);
+        for (std::int64_t steps = i % 5; steps < 2; ++steps) x = std::nextafter(x, most);
+        store_float(problem.x.data(), t * kColumns + i, type, std::clamp(x, -most, most));
+      }
+    }
+    Call call{.isa = isa, .tokens = kMostTokens};
+    const auto y = run_integer(problem, false, call);
+    call.isa = Isa::kPortable;
+    EXPECT_TRUE(y == run_integer(problem, false, call)) << problem.name(call);
+  }
+}
+
 TEST_P(IntegerLinear, nan_and_infinity_spoil_their_token_only) {
   const auto [isa, qtype] = GetParam();
   for (const FloatType type : kFloatTypes) {

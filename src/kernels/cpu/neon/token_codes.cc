@@ -35,7 +35,8 @@ float magnitude(const void* x, FloatType type, std::int64_t begin, std::int64_t 
 
 void quantize_tokens__neon(const PackedLayout& layout, const TokenSource& source,
                            std::int64_t begin, std::int64_t end, const TokenCodes& out) {
-  quantize_tokens(layout, source, begin, end, out, magnitude, quantize_codes__neon);
+  quantize_tokens(layout, source, begin, end, out,
+                  {magnitude, quantize_codes__neon, sum_codes__portable});
 }
 
 }  // namespace quantal::kernels
