@@ -51,6 +51,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=32, help="tokens to generate")
     parser.add_argument("--rounds", type=int, default=3, help="timed runs; the fastest counts")
+    parser.add_argument("--turns", action="store_true",
+                        help="keep all models in memory and let them take turns in each round: "
+                             "for machines whose speed changes")  # fmt: skip
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"],
                         help="of the activations of quantized models")  # fmt: skip
@@ -95,16 +98,21 @@ def generate(model: PreTrainedModel, prompt: torch.Tensor, count: int) -> tuple[
 
 
 def measure(
-    model: PreTrainedModel, scheme: str, text: torch.Tensor, a: argparse.Namespace
-) -> Result:
-    """One line of the table."""
+    models: dict[str, PreTrainedModel], text: torch.Tensor, a: argparse.Namespace
+) -> list[Result]:
+    """Lines of the table. The models take turns."""
     prompt = text[None, : a.prompt]
-    runs = [generate(model, prompt, a.tokens) for _ in range(a.rounds + 1)][1:]
-    firsts, nexts = zip(*runs, strict=True)
+    runs = [
+        [generate(model, prompt, a.tokens) for model in models.values()]
+        for _ in range(a.rounds + 1)
+    ][1:]
     windows = a.windows if a.text else 0
-    return Result(
-        scheme, megabytes(model), perplexity(model, text, windows), min(firsts), min(nexts)
-    )
+    results = []
+    for (scheme, model), of_model in zip(models.items(), zip(*runs, strict=True), strict=True):
+        first, following = (min(times) for times in zip(*of_model, strict=True))
+        size, score = megabytes(model), perplexity(model, text, windows)
+        results.append(Result(scheme, size, score, first, following))
+    return results
 
 
 def main() -> None:
@@ -118,10 +126,10 @@ def main() -> None:
         text = tokenizer(a.text.read_text(), return_tensors="pt").input_ids[0]
     else:
         text = torch.randint(0, model.config.vocab_size, (a.prompt,))
-    results = [
-        measure(quantized(model, scheme, getattr(torch, a.dtype)), scheme, text, a)
-        for scheme in tqdm(a.schemes, unit="scheme")
-    ]
+    results = []
+    for schemes in tqdm([a.schemes] if a.turns else [[scheme] for scheme in a.schemes]):
+        models = {scheme: quantized(model, scheme, getattr(torch, a.dtype)) for scheme in schemes}
+        results += measure(models, text, a)
     print(
         f"{'scheme':<10} {'MB':>8} {'perplexity':>11} {'first token':>13} {'next token':>12} "
         f"{'tokens/s':>9}"
