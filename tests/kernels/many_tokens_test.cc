@@ -100,15 +100,19 @@ TEST_P(ManyTokens, of_any_number_are_exact_in_whole_numbers) {
   }
 }
 
-// More tiles than a kernel takes at once, by more tokens than stay in a near cache.
+// More tiles than a kernel takes at once, by more tokens than stay in a near cache: threads may
+// share out tokens, too.
 TEST_P(ManyTokens, by_many_rows_are_exact_in_whole_numbers) {
   const auto [isa, qtype] = GetParam();
   if (isa == Isa::kPortable) return;
   for (const auto& [type, tokens] : {std::pair{FloatType::kF32, 515}, {FloatType::kBF16, 300}}) {
     Problem problem({qtype, 530, 40, is_affine(qtype) ? 32 : 0, FloatType::kF32}, type, tokens);
     problem.make_whole();
-    const Call call{.isa = isa, .tokens = tokens, .gap = 1};
-    Exact(problem).check_whole(call, run_linear(problem, call));
+    const Exact exact(problem);
+    for (const int threads : {1, 2, 3, 7}) {
+      const Call call{.isa = isa, .tokens = tokens, .gap = 1, .parallel_for = in_parts(threads)};
+      exact.check_whole(call, run_linear(problem, call));
+    }
   }
 }
 

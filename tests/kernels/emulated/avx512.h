@@ -70,6 +70,9 @@ inline void mask_storeu_ps(void* to, __mmask16 mask, __m512 value) {
 inline void mask_storeu_epi16_256(void* to, __mmask16 mask, __m256i value) {
   masked_store<std::uint16_t>(to, mask, value);
 }
+inline void mask_storeu_epi16(void* to, __mmask32 mask, __m512i value) {
+  masked_store<std::uint16_t>(to, mask, value);
+}
 inline void mask_storeu_epi8_128(void* to, __mmask16 mask, __m128i value) {
   masked_store<std::uint8_t>(to, mask, value);
 }
@@ -153,6 +156,7 @@ inline __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
 #define _mm512_maskz_loadu_epi16 emulated::maskz_loadu_epi16
 #define _mm512_mask_storeu_ps emulated::mask_storeu_ps
 #define _mm256_mask_storeu_epi16 emulated::mask_storeu_epi16_256
+#define _mm512_mask_storeu_epi16 emulated::mask_storeu_epi16
 #define _mm_mask_storeu_epi8 emulated::mask_storeu_epi8_128
 #define _mm512_cvtepi32_ps emulated::cvtepi32_ps
 #define _mm512_cvtps_epi32 emulated::cvtps_epi32

@@ -47,7 +47,7 @@ class TileActivations {
         layout_(*args.layout),
         tiles_(args.tokens, tiles_for(layout_.group_lines(0) * Line::kSteps), layout_.groups()),
         x_(parts * tiles_.size()),
-        sums_(layout_.is_affine() ? tiles_.count * kTileTokens * layout_.groups() : 0),
+        sums_(layout_.is_affine() ? tiles_.sums_size() : 0),
         scales_(args.tokens) {
     parallel_for(tiles_.count * kTileTokens, [this](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) t < args_.tokens ? take_token(t) : clear_token(t);
@@ -62,7 +62,7 @@ class TileActivations {
             .x_sums = layout_.is_affine() ? words(sums_) : nullptr,
             .blocks_per_group = 1,
             .block_lines = layout_.group_lines(0) + 1,
-            .out = output_of(args_, scales_.data())};
+            .out = output_of(args_, is_scaled() ? scales_.data() : nullptr)};
   }
 
  private:
@@ -70,6 +70,11 @@ class TileActivations {
   // multiples of 2^-149: a token below 1 is multiplied by a power of two, so that no part is as
   // small, nor its product with the smallest code (2^-16), and its results are divided.
   static constexpr float kFactor = 0x1p40F;
+
+  bool is_scaled() const {
+    const float* scales = scales_.data();
+    return std::any_of(scales, scales + args_.tokens, [](float scale) { return scale != 1; });
+  }
 
   static std::int32_t* words(const Scratch& scratch) {
     return reinterpret_cast<std::int32_t*>(scratch.data());
@@ -87,16 +92,38 @@ class TileActivations {
         max_magnitude(args_.x, args_.type, from, from + layout_.spec().columns) < 1;
     scales_.data()[token] = is_small ? 1 / kFactor : 1;
     for (std::int64_t g = 0; g < layout_.groups(); ++g) {
-      take_columns(token, g, from + layout_.group_begin(g), layout_.group_columns(g),
-                   is_small ? kFactor : 1);
+      const std::int64_t begin = from + layout_.group_begin(g), columns = layout_.group_columns(g);
+      if (parts == 1 && !is_small) {
+        copy_columns(token, g, begin, columns);
+      } else {
+        take_columns(token, g, begin, columns, is_small ? kFactor : 1);
+      }
     }
+  }
+
+  // All columns of a group, of bf16 numbers.
+  void copy_columns(std::int64_t token, std::int64_t group, std::int64_t from,
+                    std::int64_t columns) const {
+    std::int32_t* to = words(x_) + tiles_.at(token, group, 0);
+    const auto* x = static_cast<const std::uint16_t*>(args_.x) + from;
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
+    const __m512i order = _mm512_loadu_si512(kPairs.data());
+    __m512 sum = _mm512_setzero_ps();
+    for (std::int64_t i = 0; i < columns; i += 32, to += kTileWords) {
+      const __m512i pairs = _mm512_maskz_loadu_epi16(first_halves(columns - i), x + i);
+      _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, pairs));
+      const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, upper));
+      sum =
+          _mm512_add_ps(sum, _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), odd));
+    }
+    clear_rest(token, group, (columns + 31) / 32);
+    if (layout_.is_affine()) set_sum(token, group, sum);
   }
 
   // All columns of a group.
   void take_columns(std::int64_t token, std::int64_t group, std::int64_t from, std::int64_t columns,
                     float factor) const {
     std::int32_t* to = words(x_) + tiles_.at(token, group, 0);
-    const std::int32_t* end = to + tiles_.block_tiles * kTileWords;
     const __m512 scale = _mm512_set1_ps(factor);
     const __m512i order = _mm512_loadu_si512(kOrder.data());
     __m512 sum = _mm512_setzero_ps();
@@ -110,22 +137,34 @@ class TileActivations {
         _mm512_storeu_si512(to + part * tiles_.size(), _mm512_permutex2var_epi16(low, order, high));
       }
     }
-    for (; to < end; to += kTileWords) {
+    clear_rest(token, group, (columns + 31) / 32);
+    if (layout_.is_affine()) set_sum(token, group, sum);
+  }
+
+  // Tiles of a group behind its last columns.
+  void clear_rest(std::int64_t token, std::int64_t group, std::int64_t first) const {
+    for (std::int64_t tile = first; tile < tiles_.block_tiles; ++tile) {
       for (int part = 0; part < parts; ++part) {
-        _mm512_storeu_si512(to + part * tiles_.size(), _mm512_setzero_si512());
+        _mm512_storeu_si512(words(x_) + part * tiles_.size() + tiles_.at(token, group, tile),
+                            _mm512_setzero_si512());
       }
-    }
-    if (layout_.is_affine()) {
-      sums_.data()[token * layout_.groups() + group] = _mm512_reduce_add_ps(sum);
     }
   }
 
+  void set_sum(std::int64_t token, std::int64_t group, __m512 sum) const {
+    sums_.data()[tiles_.sum_at(token, group)] = _mm512_reduce_add_ps(sum);
+  }
+
+  // Of 32 halves, those of each pair of columns.
+  static constexpr auto kPairs = [] {
+    std::array<std::uint16_t, 32> order{};
+    for (int i = 0; i < 32; ++i) order[i] = static_cast<std::uint16_t>(column_at<Line>(i));
+    return order;
+  }();
   // Of 64 halves of two registers, the upper ones of each number.
   static constexpr auto kOrder = [] {
     std::array<std::uint16_t, 32> order{};
-    for (int i = 0; i < 32; ++i) {
-      order[i] = static_cast<std::uint16_t>(2 * column_at<Line>(i) + 1);
-    }
+    for (int i = 0; i < 32; ++i) order[i] = static_cast<std::uint16_t>(2 * kPairs[i] + 1);
     return order;
   }();
 

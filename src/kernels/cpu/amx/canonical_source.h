@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "kernels/cpu/amx/product.h"
+#include "kernels/cpu/amx/tile_job.h"
 #include "kernels/cpu/avx512/table_lines.h"
 
 namespace quantal::kernels {

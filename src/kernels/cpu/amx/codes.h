@@ -29,12 +29,14 @@ class CodeTiles {
         blocks_(layout.groups() * blocks_per_group_),
         tiles_(count, tiles_for(block_columns(0, 0) / 4), blocks_),
         x_(tiles_.size()),
-        sums_(tiles_.count * kTileTokens * blocks_) {
-    parallel_for(tiles_.count * kTileTokens, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t t = begin; t < end; ++t) {
-        std::memset(sums() + t * blocks_, 0, blocks_ * sizeof(*sums()));
-        if (t < count) take_token(codes, first + t, t);
-      }
+        sums_(tiles_.sums_size()) {
+    parallel_for(tiles_.count, [&](std::int64_t begin, std::int64_t end) {
+      const std::int64_t sum_begin = tiles_.sum_at(begin * kTileTokens, 0);
+      const std::int64_t sum_end = tiles_.sum_at(end * kTileTokens, 0);
+      std::fill(sums() + sum_begin, sums() + sum_end, 0);
+      const std::int64_t token_end = std::min(count, end * kTileTokens);
+      for (std::int64_t t = begin * kTileTokens; t < token_end; ++t)
+        take_token(codes, first + t, t);
     });
   }
   const TokenTiles& tiles() const { return tiles_; }
@@ -50,7 +52,7 @@ class CodeTiles {
 
   void take_token(const TokenCodes& codes, std::int64_t token, std::int64_t to) const {
     for (std::int64_t i = 0; i < blocks_; ++i) {
-      sums()[to * blocks_ + i] = ByteSums<bits>::x_sum(codes.sums(token)[i]);
+      sums()[tiles_.sum_at(to, i)] = ByteSums<bits>::x_sum(codes.sums(token)[i]);
       const std::int64_t group = i / blocks_per_group_, block = i % blocks_per_group_;
       const std::int64_t columns = block_columns(group, block);
       const std::int8_t* from =

@@ -2,7 +2,7 @@
 
 // Included by this folder's files only, below their target pragma.
 
-#include "kernels/cpu/amx/product.h"
+#include "kernels/cpu/amx/tile_job.h"
 #include "kernels/cpu/detect.h"
 
 namespace quantal::kernels {
