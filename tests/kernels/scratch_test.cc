@@ -51,7 +51,8 @@ TEST(Scratch, is_kept_for_the_next_one_of_about_its_size) {
     const Scratch taken(100000);
     EXPECT_EQ(taken.data(), first);
     EXPECT_NE(address_of(100000), first);
-  }).join();
+  })
+      .join();
 }
 #endif
 
