@@ -69,18 +69,19 @@ Kept& kept() {
 
 }  // namespace
 
-float* Scratch::take(std::size_t& bytes) {
-  if (bytes == 0) return nullptr;
+Scratch::Scratch(std::int64_t floats) {
+  const auto bytes = static_cast<std::size_t>(floats) * sizeof(float);
+  if (bytes == 0) return;
   Piece piece = kept().take(bytes);
   if (piece.data == nullptr) {
     piece = {static_cast<float*>(::operator new(bytes, kAlign)), bytes};
   }
-  bytes = piece.bytes;
-  return piece.data;
+  data_ = piece.data;
+  bytes_ = piece.bytes;
 }
 
-void Scratch::give_back(float* data, std::size_t bytes) {
-  if (data != nullptr) kept().give_back({data, bytes});
+Scratch::~Scratch() {
+  if (data_ != nullptr) kept().give_back({data_, bytes_});
 }
 
 }  // namespace quantal::kernels
