@@ -1,5 +1,6 @@
 // Integer linear for AMX: tdpbsud multiplies signed activations by unsigned weights.
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <utility>

@@ -7,7 +7,6 @@
 // tiles multiply, what they made before is scaled, added up and stored.
 
 #include <algorithm>
-#include <array>
 
 #include "kernels/cpu/amx/tile_job.h"
 #include "kernels/scratch.h"

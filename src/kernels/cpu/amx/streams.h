@@ -6,7 +6,6 @@
 // are far from each other, and decoded a register at a time.
 
 #include <algorithm>
-#include <array>
 
 #include "kernels/cpu/amx/tile_job.h"
 

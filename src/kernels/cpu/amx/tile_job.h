@@ -18,6 +18,9 @@
 //                        takes `count` lines of a group of a tile apart into steps
 //   scales(tile, group)
 
+#include <algorithm>
+#include <array>
+
 #include "kernels/cpu/amx/tiles.h"
 #include "kernels/cpu/avx512/output.h"
 #include "kernels/cpu/avx512/rows.h"

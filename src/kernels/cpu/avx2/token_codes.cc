@@ -1,6 +1,8 @@
 // Quantizing tokens to int8 for AVX2: the same codes and scales as the portable reading gives.
 #include "kernels/token_codes.h"
 
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstring>
 
@@ -8,8 +10,6 @@
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
-
-#include <immintrin.h>
 
 namespace quantal::kernels {
 

@@ -1,5 +1,6 @@
 // A few tokens by a weight in canonical form, for AVX-512 (avx2/canonical_rows.h).
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 

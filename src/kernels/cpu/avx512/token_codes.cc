@@ -2,6 +2,7 @@
 #include "kernels/token_codes.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
