@@ -14,16 +14,24 @@ inline bool multiplies_bf16(Isa isa, FloatType type) {
   return type == FloatType::kBF16 && (isa == Isa::kAvx512Bf16 || isa == Isa::kNeonBf16);
 }
 
+/// Whether a linear rounds the values of its weight to bf16 (docs/numerics.md).
+inline bool rounds_weight(const Call& call, const WeightSpec& spec, FloatType type) {
+  return call.isa == Isa::kAmx && type == FloatType::kBF16 && call.tokens > 32 &&
+         PackedLayout(spec).groups() > 1;
+}
+
 /// The results of a problem in fp64, and by how much fp32 may miss them.
 class Exact {
  public:
   explicit Exact(const Problem& problem) : problem_(problem) {
     const std::int64_t rows = problem.spec.rows, columns = problem.spec.columns;
-    std::vector<double> weights(rows * columns), sizes(rows * columns), x(columns);
+    std::vector<double> weights(rows * columns), rounded(rows * columns), sizes(rows * columns);
+    std::vector<double> x(columns);
     row_sizes_.resize(rows), row_scales_.resize(rows);
     for (std::int64_t i = 0; i < rows * columns; ++i) {
       const auto parts = problem.weight.parts(i / columns, i % columns);
       weights[i] = parts.value();
+      rounded[i] = rounded_value(parts);
       sizes[i] = parts.size();
       row_sizes_[i / columns] += parts.size();
       row_scales_[i / columns] = std::max(row_scales_[i / columns], parts.scale);
@@ -37,12 +45,14 @@ class Exact {
         if (size < kSmallest) largest_tiny_.back() = std::max(largest_tiny_.back(), size);
       }
       for (std::int64_t r = 0; r < rows; ++r) {
-        double sum = 0, size = 0;
+        double sum = 0, rounded_sum = 0, size = 0;
         for (std::int64_t k = 0; k < columns; ++k) {
           sum += x[k] * weights[r * columns + k];
+          rounded_sum += x[k] * rounded[r * columns + k];
           size += std::abs(x[k]) * sizes[r * columns + k];
         }
         sums_.push_back(sum);
+        rounded_sums_.push_back(rounded_sum);
         sizes_.push_back(size);
       }
     }
@@ -50,8 +60,10 @@ class Exact {
 
   void check(const Call& call, const std::vector<std::byte>& y) const {
     const FloatType type = problem_.type;
+    const bool rounds = rounds_weight(call, problem_.spec, type);
+    const std::vector<double>& sums = rounds ? rounded_sums_ : sums_;
     for (std::int64_t i = 0; i < call.tokens * problem_.spec.rows; ++i) {
-      const double wanted = sums_[i] + bias_of(call, i), got = load_float(y.data(), i, type);
+      const double wanted = sums[i] + bias_of(call, i), got = load_float(y.data(), i, type);
       if (!std::isfinite(wanted)) {
         ASSERT_FALSE(std::isfinite(got)) << problem_.name(call) << " at " << i;
         continue;
@@ -79,6 +91,16 @@ class Exact {
     return call.has_bias ? load_float(problem_.bias.data(), row, problem_.type) : 0;
   }
 
+  // In bf16, as dequantize_range() gives it.
+  template <typename Parts>
+  static double rounded_value(const Parts& parts) {
+    const float value = std::fma(static_cast<float>(parts.scale), static_cast<float>(parts.code),
+                                 -static_cast<float>(parts.shift));
+    std::uint16_t half = 0;
+    store_float(&half, 0, FloatType::kBF16, value);
+    return load_float(&half, 0, FloatType::kBF16);
+  }
+
   // γ · Σ|x|·(|scale·code| + |shift|): fp32 sums of n terms err by at most n + 4 roundings: the
   // products, scale, shift and bias are the four. What is subnormal errs by half of the smallest
   // number instead: a product before it is scaled, a weight before it is multiplied.
@@ -100,7 +122,7 @@ class Exact {
   static constexpr double kSmallest = std::numeric_limits<float>::min();
 
   const Problem& problem_;
-  std::vector<double> sums_, sizes_;
+  std::vector<double> sums_, rounded_sums_, sizes_;
   std::vector<double> x_sizes_;       ///< Σ|x| of each token
   std::vector<double> largest_tiny_;  ///< the largest subnormal |x| of each token
   std::vector<double> row_sizes_;     ///< of each row of the weight

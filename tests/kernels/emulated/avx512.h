@@ -143,6 +143,20 @@ inline __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
   }
   return register_of<__m512>(s);
 }
+/// Denormal numbers are zeros here, too.
+inline std::uint16_t to_bf16(float value) {
+  std::uint32_t bits;
+  value = flushed(value);
+  std::memcpy(&bits, &value, sizeof(bits));
+  if (std::isnan(value)) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
+  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+inline __m512bh cvtne2ps_pbh(__m512 high, __m512 low) {
+  const auto upper = lanes_of<float>(high), lower = lanes_of<float>(low);
+  std::array<std::uint16_t, 32> to;
+  for (int i = 0; i < 16; ++i) to[i] = to_bf16(lower[i]), to[16 + i] = to_bf16(upper[i]);
+  return register_of<__m512bh>(to);
+}
 }  // namespace emulated
 }  // namespace
 }  // namespace quantal::kernels
@@ -151,6 +165,8 @@ inline __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
 #define _mm512_madd_epi16 simde_mm512_madd_epi16
 #undef _mm512_dpbf16_ps
 #define _mm512_dpbf16_ps emulated::dpbf16_ps
+#undef _mm512_cvtne2ps_pbh
+#define _mm512_cvtne2ps_pbh emulated::cvtne2ps_pbh
 #define _mm512_maskz_loadu_ps emulated::maskz_loadu_ps
 #define _mm256_maskz_loadu_epi16 emulated::maskz_loadu_epi16_256
 #define _mm512_maskz_loadu_epi16 emulated::maskz_loadu_epi16

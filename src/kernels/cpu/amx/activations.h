@@ -47,7 +47,7 @@ class TileActivations {
         layout_(*args.layout),
         tiles_(args.tokens, tiles_for(layout_.group_lines(0) * Line::kSteps), layout_.groups()),
         x_(parts * tiles_.size()),
-        sums_(layout_.is_affine() ? tiles_.sums_size() : 0),
+        sums_(has_sums() ? tiles_.sums_size() : 0),
         scales_(args.tokens) {
     parallel_for(tiles_.count * kTileTokens, [this](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) t < args_.tokens ? take_token(t) : clear_token(t);
@@ -57,15 +57,18 @@ class TileActivations {
   TileJob job() const {
     return {.layout = &layout_,
             .tokens = args_.tokens,
-            .x_tiles = tiles_,
+            .x_tiles = kIsScaled<Line> ? TokenTiles(args_.tokens, tiles_.row_tiles, 1) : tiles_,
             .x = words(x_),
-            .x_sums = layout_.is_affine() ? words(sums_) : nullptr,
+            .x_sums = has_sums() ? words(sums_) : nullptr,
             .blocks_per_group = 1,
             .block_lines = layout_.group_lines(0) + 1,
             .out = output_of(args_, is_scaled() ? scales_.data() : nullptr)};
   }
 
  private:
+  // Those of the weight are shifted where its Line does not.
+  bool has_sums() const { return layout_.is_affine() && !kIsScaled<Line>; }
+
   // The product takes numbers below 2^-126 for zeros, and such are parts of small numbers. fp32 has
   // multiples of 2^-149: a token below 1 is multiplied by a power of two, so that no part is as
   // small, nor its product with the smallest code (2^-16), and its results are divided.
@@ -117,7 +120,7 @@ class TileActivations {
           _mm512_add_ps(sum, _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), odd));
     }
     clear_rest(token, group, (columns + 31) / 32);
-    if (layout_.is_affine()) set_sum(token, group, sum);
+    if (has_sums()) set_sum(token, group, sum);
   }
 
   // All columns of a group.
@@ -138,7 +141,7 @@ class TileActivations {
       }
     }
     clear_rest(token, group, (columns + 31) / 32);
-    if (layout_.is_affine()) set_sum(token, group, sum);
+    if (has_sums()) set_sum(token, group, sum);
   }
 
   // Tiles of a group behind its last columns.

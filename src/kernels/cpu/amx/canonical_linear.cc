@@ -15,7 +15,7 @@
 #pragma GCC push_options
 #if !defined(QUANTAL_EMULATE)
 #pragma GCC target( \
-    "amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx2,fma,f16c")
+    "amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,f16c")
 #endif
 
 #include "kernels/cpu/amx/canonical_source.h"
@@ -44,8 +44,10 @@ bool linear_from_canonical__amx(const LinearArgs& args, const CanonicalWeight& w
                                 const ParallelFor& parallel_for) {
   if (!takes(*args.layout)) return false;
   for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() {
-    const CanonicalSource<qtype, PairsOf<qtype>> source(*args.layout, weight);
-    multiply_floats<is_affine(qtype)>(args, source, parallel_for);
+    const auto source = [&]<typename Line>() {
+      return CanonicalSource<qtype, Line>(*args.layout, weight);
+    };
+    multiply_floats<qtype>(args, source, parallel_for);
   });
   return true;
 }

@@ -70,13 +70,15 @@ class CanonicalSource {
         _mm512_set1_epi16(static_cast<short>(tile / byte_tiles_ * (8 / kSections)));
     const std::int64_t begin = layout_.group_begin(group) + first * layout_.depth();
     const std::int64_t end = begin + count * layout_.depth();
+    const auto line = line_of(*this, tile, group);
     for (std::int64_t column = begin; column < end; column += kColumns) {
       const std::uint8_t* rows = weight_.data + row * columns_ + column;
       if (column % kLineBytes == 0) fetch(rows, column);
       __m512i words[8];
       take_words(rows, columns_, words);
-      for_steps<8>([&](auto k)
-                       __attribute__((always_inline)) { store<k>(words[k], shift, steps); });
+      for_steps<8>([&](auto k) __attribute__((always_inline)) {
+        store<k>(line, words[k], shift, steps);
+      });
       steps += kColumns / layout_.depth() * Line::kSteps * kLineBytes;
     }
   }
@@ -102,7 +104,7 @@ class CanonicalSource {
 
   // Word `index` of each row, codes of 4 columns: one step of bytes, or two of pairs.
   template <int index>
-  static void store(__m512i codes, __m512i shift, std::byte* steps) {
+  static void store(const Line& line, __m512i codes, __m512i shift, std::byte* steps) {
     if constexpr (qtype == QTypeId::kInt8) {
       codes = _mm512_xor_si512(codes, _mm512_set1_epi8(static_cast<char>(0x80)));
     }
@@ -117,13 +119,13 @@ class CanonicalSource {
       std::byte* first = steps + kStep * kLineBytes;
       std::byte* second = first + kSections * kLineBytes;
       if constexpr (kSections > 1) {
-        _mm512_storeu_si512(first, Line::look_up(codes));
-        _mm512_storeu_si512(second, Line::look_up(_mm512_srli_epi16(codes, 8)));
+        _mm512_storeu_si512(first, line.look_up(codes));
+        _mm512_storeu_si512(second, line.look_up(_mm512_srli_epi16(codes, 8)));
       } else {
-        Line line;
-        line.decode(codes);
-        _mm512_storeu_si512(first, line.template get<0>());
-        _mm512_storeu_si512(second, line.template get<1>());
+        Line pairs;
+        pairs.decode(codes);
+        _mm512_storeu_si512(first, pairs.template get<0>());
+        _mm512_storeu_si512(second, pairs.template get<1>());
       }
     }
   }

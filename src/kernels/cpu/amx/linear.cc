@@ -16,7 +16,7 @@
 
 #pragma GCC push_options
 #if !defined(QUANTAL_EMULATE)
-#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx2,fma,f16c")
+#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,f16c")
 #endif
 
 #include "kernels/cpu/amx/floats.h"
@@ -37,8 +37,10 @@ bool has_few_tokens(const LinearArgs& args) {
 void linear__amx(const LinearArgs& args, const ParallelFor& parallel_for) {
   if (has_few_tokens(args)) return linear__avx512_vbmi(args, parallel_for);
   for_qtype(args.layout->spec().qtype, [&]<QTypeId qtype>() {
-    const PackedSource<PairsOf<qtype>> source(*args.layout, args.weight);
-    multiply_floats<is_affine(qtype)>(args, source, parallel_for);
+    const auto source = [&]<typename Line>() {
+      return PackedSource<Line>(*args.layout, args.weight);
+    };
+    multiply_floats<qtype>(args, source, parallel_for);
   });
 }
 

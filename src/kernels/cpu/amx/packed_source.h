@@ -25,8 +25,8 @@ class PackedSource {
   void decode(std::int64_t tile, std::int64_t group, std::int64_t first, std::int64_t count,
               std::byte* steps) const {
     const std::byte* lines = at(tile) + layout_.group_offset(group) + first * kLineBytes;
+    auto line = line_of(*this, tile, group);
     for (std::int64_t i = 0; i < count; ++i) {
-      Line line;
       _mm_prefetch(reinterpret_cast<const char*>(lines) + ahead_, _MM_HINT_T0);
       line.load(lines);
       for_steps<Line::kSteps>([&](auto step) __attribute__((always_inline)) {

@@ -231,21 +231,38 @@ class RowBlock {
       if (filled_ == kPanelSteps || count_ == kMostSpans) multiply_panel();
       const std::int64_t count = std::min(end - i, (kPanelSteps - filled_) / kSteps);
       const std::int64_t tiles = tiles_for(count * kSteps);
-      spans_[count_] = {.block = group * job_.blocks_per_group + block,
-                        .tile = (i - begin) * kSteps / kTileSteps,
-                        .step = filled_,
-                        .tiles = tiles,
-                        .is_first = i == begin,
-                        .is_last = i + count == end};
       for (std::int64_t t = 0; t < tiles_; ++t) decode_lines(t, group, i, count);
-      i += count, filled_ += tiles * kTileSteps, ++count_;
+      add_span({.block = group * job_.blocks_per_group + block,
+                .tile = (i - begin) * kSteps / kTileSteps,
+                .step = filled_,
+                .tiles = tiles,
+                .is_first = i == begin,
+                .is_last = i + count == end});
+      i += count, filled_ += tiles * kTileSteps;
     } while (i < end);
+  }
+
+  void add_span(Span span) {
+    if constexpr (kIsScaled<typename Source::Line>) {
+      // Groups are parts of one block.
+      span.is_first = span.is_first && span.block == 0;
+      span.is_last = span.is_last && span.block + 1 == job_.layout->groups();
+      span.tile += span.block * tiles_for(job_.layout->group_lines(0) * kSteps);
+      span.block = 0;
+      if (count_ > 0) {
+        spans_[0].tiles += span.tiles, spans_[0].is_last = span.is_last;
+        return;
+      }
+    }
+    spans_[count_++] = span;
   }
 
   void decode_lines(std::int64_t index, std::int64_t group, std::int64_t first,
                     std::int64_t count) {
     const std::int64_t tile = result_tiles_[index];
-    scales()[count_ * kPanelTiles + index] = source_.scales(tile, group);
+    if constexpr (!kIsScaled<typename Source::Line>) {
+      scales()[count_ * kPanelTiles + index] = source_.scales(tile, group);
+    }
     decode(source_, tile, group, first, count,
            panels() + (index * kPanelSteps + filled_) * kLineBytes);
   }

@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 
 #include "kernels/cpu/amx/tiles.h"
 #include "kernels/cpu/avx512/output.h"
@@ -90,6 +91,19 @@ inline __attribute__((always_inline)) void for_tiles(const Body& body) {
   for_steps<rows>([&](auto i) __attribute__((always_inline)) {
     for_steps<columns>([&](auto j) __attribute__((always_inline)) { body(i, j); });
   });
+}
+
+/// A Line that scales what it takes apart: sums of its products are those of whole rows.
+template <typename Line>
+constexpr bool kIsScaled = std::is_constructible_v<Line, const TileScales&>;
+
+template <typename Source>
+inline typename Source::Line line_of(const Source& source, std::int64_t tile, std::int64_t group) {
+  if constexpr (kIsScaled<typename Source::Line>) {
+    return typename Source::Line(source.scales(tile, group));
+  } else {
+    return typename Source::Line();
+  }
 }
 
 /// Lines [first, first + count) of a group of a tile as steps of whole tiles.

@@ -58,9 +58,12 @@ struct NarrowPairs {
   void load(const std::byte* line) { words = _mm512_loadu_si512(line); }
 
   template <int step>
+  __m512i index() const {
+    return step == 0 ? words : _mm512_srli_epi16(words, bits * step);
+  }
+  template <int step>
   __m512i get() const {
-    const __m512i index = step == 0 ? words : _mm512_srli_epi16(words, bits * step);
-    return look_up(index);
+    return look_up(index<step>());
   }
 
   static __m512i look_up(__m512i index) {
