@@ -1,6 +1,7 @@
 // Weight-only linear for AMX: tdpbf16ps multiplies pairs of columns. Every code is exact in bf16,
 // and so are activations of fp16 and fp32 as a sum of two and three numbers; scale and shift are
-// applied to fp32 sums, so that only fp32 additions round.
+// applied to fp32 sums, so that only fp32 additions round. Groups with many bf16 activations are
+// the exception: rounds_weight().
 #include <algorithm>
 #include <array>
 #include <bit>
