@@ -16,6 +16,7 @@ for program in build/release/benchmarks/*_bench; do
   "$program" --benchmark_out="build/bench-results/$(basename "$program" _bench).json" \
     --benchmark_out_format=json "${times[@]}"
 done
+build/release/benchmarks/call_memory ${QUANTAL_BENCH_QUICK:+--quick}
 # What convolutions take of the arguments.
 shared=()
 previous=

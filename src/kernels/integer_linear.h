@@ -26,6 +26,14 @@ using IntegerLinearKernel = void (*)(const IntegerLinearArgs& args,
 /// The kernel of an instruction set, or null where it has none for that weight (float8).
 QUANTAL_API IntegerLinearKernel find_integer_linear(Isa isa, const WeightSpec& spec);
 
+/// The same as int8 codes (tokens, rows) of `y_scale`, to which numbers of `args.type` are rounded
+/// as quantize_codes() does: a block of tokens at a time, args.y is not used. False where a number
+/// is NaN; the codes are then unspecified. Preconditions: there is a kernel; args.source has no
+/// patches.
+QUANTAL_API bool integer_linear_codes(Isa isa, const IntegerLinearArgs& args, float y_scale,
+                                      std::int8_t* codes,
+                                      const ParallelFor& parallel_for = serial_for);
+
 void integer_linear__portable(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
 void integer_linear__avx2(const IntegerLinearArgs& args, const ParallelFor& parallel_for);
 void integer_linear__avx_vnni(const IntegerLinearArgs& args, const ParallelFor& parallel_for);

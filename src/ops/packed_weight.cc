@@ -101,43 +101,53 @@ at::Tensor PackedWeight::linear(const at::Tensor& x, const at::Tensor& bias, std
 }
 
 at::Tensor PackedWeight::dynamic_linear(const at::Tensor& x, const at::Tensor& bias,
-                                        std::int64_t begin, std::int64_t count) const {
+                                        std::int64_t begin, std::int64_t count,
+                                        std::optional<float> output_scale) const {
   const at::Tensor tokens = as_tokens(x, columns());
-  at::Tensor y = output_for(x, count, x.scalar_type());
-  const FloatType type = *float_type(x.scalar_type());
-  integer_linear(
-      {.tokens = tokens.size(0), .x = data_of(tokens), .type = type, .stride = tokens.stride(0)},
-      type, bias, begin, count, y.data_ptr());
-  return with_bias(std::move(y), bias, count);
+  const at::ScalarType dtype = x.scalar_type();
+  return integer_linear({.tokens = tokens.size(0),
+                         .x = data_of(tokens),
+                         .type = *float_type(dtype),
+                         .stride = tokens.stride(0)},
+                        dtype, bias, begin, output_for(x, count, output_scale ? at::kChar : dtype),
+                        output_scale);
 }
 
 at::Tensor PackedWeight::static_linear(const at::Tensor& codes, float scale, at::ScalarType dtype,
                                        const at::Tensor& bias, std::int64_t begin,
-                                       std::int64_t count) const {
+                                       std::int64_t count,
+                                       std::optional<float> output_scale) const {
   const at::Tensor tokens = as_tokens(codes, columns());
-  at::Tensor y = output_for(codes, count, dtype);
-  integer_linear({.tokens = tokens.size(0),
-                  .stride = tokens.stride(0),
-                  .codes = tokens.const_data_ptr<std::int8_t>(),
-                  .scale = scale},
-                 *float_type(dtype), bias, begin, count, y.data_ptr());
-  return with_bias(std::move(y), bias, count);
+  return integer_linear({.tokens = tokens.size(0),
+                         .stride = tokens.stride(0),
+                         .codes = tokens.const_data_ptr<std::int8_t>(),
+                         .scale = scale},
+                        dtype, bias, begin,
+                        output_for(codes, count, output_scale ? at::kChar : dtype), output_scale);
 }
 
-void PackedWeight::integer_linear(const kernels::TokenSource& source, FloatType type,
-                                  const at::Tensor& bias, std::int64_t begin, std::int64_t count,
-                                  void* y) const {
+at::Tensor PackedWeight::integer_linear(const kernels::TokenSource& source, at::ScalarType dtype,
+                                        const at::Tensor& bias, std::int64_t begin, at::Tensor y,
+                                        std::optional<float> output_scale) const {
+  const std::int64_t count = y.size(-1);
   const PackedLayout layout = layout_of(count);
   const at::Tensor added = kernel_bias(bias, count);
-  const kernels::IntegerLinearArgs args{.layout = &layout,
-                                        .weight = tile_of(begin),
-                                        .source = source,
-                                        .type = type,
-                                        .y = y,
-                                        .y_stride = count,
-                                        .bias = data_of(added)};
-  kernels::find_integer_linear(kernel_isa(), layout.spec())(
-      args, threads_for(source.tokens * count * columns()));
+  kernels::IntegerLinearArgs args{.layout = &layout,
+                                  .weight = tile_of(begin),
+                                  .source = source,
+                                  .type = *float_type(dtype),
+                                  .bias = data_of(added)};
+  const kernels::ParallelFor threads = threads_for(source.tokens * count * columns());
+  if (output_scale) {
+    const bool adds_all = added.defined() == bias.defined();
+    const bool have_codes =
+        adds_all && kernels::integer_linear_codes(kernel_isa(), args, *output_scale,
+                                                  y.mutable_data_ptr<std::int8_t>(), threads);
+    return have_codes ? y : at::Tensor();
+  }
+  args.y = y.mutable_data_ptr(), args.y_stride = count;
+  kernels::find_integer_linear(kernel_isa(), layout.spec())(args, threads);
+  return with_bias(std::move(y), bias, count);
 }
 
 std::vector<std::int64_t> PackedWeight::sizes_of(std::int64_t rows) const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -48,17 +49,22 @@ class PackedWeight {
   /// takes_activations(x), begins_tile(begin).
   at::Tensor linear(const at::Tensor& x, const at::Tensor& bias, std::int64_t begin,
                     std::int64_t count) const;
-  /// The same with x quantized to int8, one scale a token. Precondition: is_integer() too.
+  /// The same with x quantized to int8, one scale a token. Precondition: is_integer() too. With an
+  /// `output_scale` it is int8 codes of that scale, as int8_codes() makes them, or undefined where
+  /// there are none: of a NaN, or with a bias that is not (count).
   at::Tensor dynamic_linear(const at::Tensor& x, const at::Tensor& bias, std::int64_t begin,
-                            std::int64_t count) const;
+                            std::int64_t count,
+                            std::optional<float> output_scale = std::nullopt) const;
   /// The same over int8 codes x (…, columns) of one scale; in `dtype`.
   at::Tensor static_linear(const at::Tensor& codes, float scale, at::ScalarType dtype,
-                           const at::Tensor& bias, std::int64_t begin, std::int64_t count) const;
+                           const at::Tensor& bias, std::int64_t begin, std::int64_t count,
+                           std::optional<float> output_scale = std::nullopt) const;
 
  private:
-  void integer_linear(const kernels::TokenSource& source, kernels::FloatType type,
-                      const at::Tensor& bias, std::int64_t begin, std::int64_t count,
-                      void* y) const;
+  /// Into `y`, (…, count) numbers of `dtype` or codes of `output_scale`; undefined as above.
+  at::Tensor integer_linear(const kernels::TokenSource& source, at::ScalarType dtype,
+                            const at::Tensor& bias, std::int64_t begin, at::Tensor y,
+                            std::optional<float> output_scale) const;
   /// Sizes of `rows` rows.
   std::vector<std::int64_t> sizes_of(std::int64_t rows) const;
 

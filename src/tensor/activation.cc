@@ -51,6 +51,10 @@ bool has_codes(const at::Tensor& t) {
   return is_activation(t) && impl_of(t)->activation->codes.defined();
 }
 
+bool has_int8_codes(const at::Tensor& t) {
+  return has_codes(t) && impl_of(t)->activation->qtype == qint8;
+}
+
 at::Tensor activation_from_codes(const at::Tensor& codes, const QType& qtype,
                                  const at::Tensor& scale, at::ScalarType dtype) {
   auto cell = std::make_shared<ActivationCell>();

@@ -8,6 +8,7 @@ namespace quantal {
 
 /// True for an activation that holds codes (not one that a write or calibration made float).
 bool has_codes(const at::Tensor& t);
+bool has_int8_codes(const at::Tensor& t);
 
 /// A new activation over `codes`: dense, of its own storage, in the code dtype of `qtype`.
 at::Tensor activation_from_codes(const at::Tensor& codes, const QType& qtype,

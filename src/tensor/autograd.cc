@@ -34,27 +34,42 @@ enum class Input : std::uint8_t {
   kDynamicInt8,  // one scale a token, as fake_quantize_tokens()
 };
 
-at::Tensor packed_linear(const PackedRows& w, const at::Tensor& x, const at::Tensor& bias,
-                         Input input) {
-  const at::Tensor added = bias.defined() ? bias.to(x.scalar_type()) : bias;
+// Over x's codes, or over those of its tokens.
+at::Tensor integer_linear(const PackedRows& w, const at::Tensor& x, const at::Tensor& bias,
+                          std::optional<float> output_scale = std::nullopt) {
   const auto [begin, count] = std::pair(w.rows.begin, w.rows.count);
-  if (has_codes(x) && impl_of(x)->activation->qtype == qint8 && w.weight->is_integer()) {
+  if (has_int8_codes(x)) {
     const float scale = impl_of(x)->activation->scale.item<float>();
-    return w.weight->static_linear(activation_codes(x), scale, x.scalar_type(), added, begin,
-                                   count);
+    return w.weight->static_linear(activation_codes(x), scale, x.scalar_type(), bias, begin, count,
+                                   output_scale);
   }
-  at::Tensor value = is_qtensor(x) ? quantized_value(x) : x;
-  if (input == Input::kDynamicInt8) {
-    if (w.weight->is_integer()) return w.weight->dynamic_linear(value, added, begin, count);
-    value = fake_quantize_tokens(value, qint8, TokenAxis::kLastDim);
+  const at::Tensor value = is_qtensor(x) ? quantized_value(x) : x;
+  return w.weight->dynamic_linear(value, bias, begin, count, output_scale);
+}
+
+at::Tensor packed_linear(const PackedRows& w, const at::Tensor& x, const at::Tensor& bias,
+                         Input input, const at::Tensor& output_scale) {
+  const at::Tensor added = bias.defined() ? bias.to(x.scalar_type()) : bias;
+  const bool is_dynamic = input == Input::kDynamicInt8;
+  if (!w.weight->is_integer() || !(is_dynamic || has_int8_codes(x))) {
+    at::Tensor value = is_qtensor(x) ? quantized_value(x) : x;
+    if (is_dynamic) value = fake_quantize_tokens(value, qint8, TokenAxis::kLastDim);
+    return w.weight->linear(value, added, w.rows.begin, w.rows.count);
   }
-  return w.weight->linear(value, added, begin, count);
+  if (output_scale.defined()) {
+    const at::Tensor scale = output_scale.to(at::kCPU, at::kFloat);
+    const at::Tensor codes = integer_linear(w, x, added, scale.item<float>());
+    if (codes.defined()) return activation_from_codes(codes, qint8, scale, x.scalar_type());
+  }
+  return integer_linear(w, x, added);
 }
 
 at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                          Input how) {
+                          Input how, const at::Tensor& output_scale = {}) {
   if (PackedWeight::takes_activations(x)) {
-    if (const auto packed = packed_rows(weight)) return packed_linear(*packed, x, bias, how);
+    if (const auto packed = packed_rows(weight)) {
+      return packed_linear(*packed, x, bias, how, output_scale);
+    }
   }
   at::Tensor input = is_qtensor(x) ? quantized_value(x) : x;
   if (how == Input::kDynamicInt8) input = fake_quantize_tokens(input, qint8, TokenAxis::kLastDim);
@@ -186,7 +201,7 @@ at::Tensor dequantize_ste(const at::Tensor& t) {
 at::Tensor float_value_ste(const at::Tensor& t) { return straight_through(t, float_value); }
 
 at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                      bool is_dynamic) {
+                      bool is_dynamic, const at::Tensor& output_scale) {
   const bool graph =
       x.requires_grad() || weight.requires_grad() || (bias.defined() && bias.requires_grad());
   if (records_gradients() && graph) {
@@ -194,7 +209,8 @@ at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::T
                          is_dynamic);
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return linear_forward(x, weight, bias, is_dynamic ? Input::kDynamicInt8 : Input::kAsItIs);
+  return linear_forward(x, weight, bias, is_dynamic ? Input::kDynamicInt8 : Input::kAsItIs,
+                        output_scale);
 }
 
 at::Tensor embedding_ste(const at::Tensor& weight, const at::Tensor& indices,

@@ -25,9 +25,10 @@ at::Tensor float_value_ste(const at::Tensor& t);
 
 /// y = x·wᵀ (+ bias) over the quantized values of x and w, in x's dtype: x (…, in), w (out, in),
 /// bias (out) or undefined. Keeps codes, not floats, for the backward pass. `is_dynamic`: x is
-/// quantized to int8 first, as fake_quantize_tokens() does.
+/// quantized to int8 first, as fake_quantize_tokens() does. `output_scale`, or undefined: where no
+/// graph is recorded and kernels multiply codes, y may be a quantized activation of that scale.
 at::Tensor linear_ste(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                      bool is_dynamic = false);
+                      bool is_dynamic = false, const at::Tensor& output_scale = {});
 
 /// Rows `indices` of the quantized value of `weight` (rows, columns).
 at::Tensor embedding_ste(const at::Tensor& weight, const at::Tensor& indices,

@@ -16,10 +16,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-bool has_int8_codes(const at::Tensor& x) {
-  return has_codes(x) && impl_of(x)->activation->qtype == qint8;
-}
-
 at::Tensor as_dtype(const at::Tensor& t, at::ScalarType dtype) {
   return t.defined() && t.scalar_type() != dtype ? t.to(dtype) : t;
 }

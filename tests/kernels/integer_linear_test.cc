@@ -1,6 +1,7 @@
 #include "kernels/integer_linear.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -108,6 +109,59 @@ TEST_P(IntegerLinear, takes_strides_no_bias_and_many_tokens) {
             << problem.name(call);
       }
     }
+  }
+}
+
+// The codes that quantizing its numbers gives; false where one is NaN.
+std::vector<std::int8_t> codes_of(const Problem& problem, bool has_codes, const Call& call,
+                                  float scale, bool* found) {
+  const GuardedBytes codes(call.tokens * problem.spec.rows);
+  problem.run(call, has_codes, [&](const Operands& operands) {
+    IntegerLinearArgs args = integer_args(problem, has_codes, call, operands);
+    args.weight = operands.weight;
+    auto* to = reinterpret_cast<std::int8_t*>(codes.data());
+    *found = integer_linear_codes(call.isa, args, scale, to, call.parallel_for);
+  });
+  const auto* first = reinterpret_cast<const std::int8_t*>(codes.data());
+  return {first, first + codes.size()};
+}
+
+TEST_P(IntegerLinear, gives_codes_of_its_numbers) {
+  const auto [isa, qtype] = GetParam();
+  constexpr float kScale = 0.21F;
+  Sample sample;
+  // The last one has more tokens than a block.
+  for (const auto& [rows, columns, tokens] : std::vector<std::array<std::int64_t, 3>>{
+           {37, 65, 12}, {0, 5, 3}, {5, 0, 3}, {5, 33, 0}, {4200, 8, 300}}) {
+    for (const FloatType type : kFloatTypes) {
+      if (!sample.takes_next()) continue;
+      if (tokens > 256 && type != FloatType::kF32) continue;
+      const Problem problem({qtype, rows, columns, 0, FloatType::kF32}, type, tokens);
+      for (const bool has_codes : {false, true}) {
+        const Call call{.isa = isa, .tokens = tokens, .parallel_for = in_parts(2)};
+        const Call strided{.isa = isa, .tokens = tokens, .has_bias = true, .gap = 3};
+        std::vector<std::int8_t> wanted(tokens * rows);
+        const auto y = run_integer(problem, has_codes, call);
+        ASSERT_TRUE(
+            quantize_codes(Isa::kPortable, y.data(), type, tokens * rows, kScale, wanted.data()));
+        bool found = false;
+        EXPECT_EQ(codes_of(problem, has_codes, call, kScale, &found), wanted);
+        EXPECT_TRUE(found) << problem.name(call);
+        EXPECT_EQ(codes_of(problem, has_codes, strided, kScale, &found), wanted);
+        EXPECT_TRUE(found) << problem.name(strided);
+      }
+    }
+  }
+}
+
+TEST_P(IntegerLinear, gives_no_codes_of_nan) {
+  const auto [isa, qtype] = GetParam();
+  for (const FloatType type : kFloatTypes) {
+    Problem problem({qtype, 20, 33, 0, FloatType::kF32}, type, 9);
+    store_float(problem.x.data(), 33 * 7 + 2, type, NAN);
+    bool found = true;
+    codes_of(problem, false, {.isa = isa, .tokens = 9}, 0.1F, &found);
+    EXPECT_FALSE(found);
   }
 }
 

@@ -225,6 +225,41 @@ TEST_P(LinearOutput, is_quantized_after_the_bias_whatever_the_shape_of_the_input
   EXPECT_TRUE(same_bits(parts(linear->forward(x)).data.flatten(), parts(matrix).data.flatten()));
 }
 
+// Without a graph the product gives codes, a block of tokens at a time.
+TEST_P(LinearOutput, has_the_same_codes_with_and_without_a_graph) {
+  for (const QType& weights : {qint8, qint4}) {
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+      torch::manual_seed(3);
+      nn::Linear linear(nn::LinearOptions(24, 48).bias(GetParam()));
+      linear->to(dtype);
+      quantize(linear, {.weights = weights, .activations = qint8});
+      calibrate(linear, [&] { linear->forward(sample({5, 24}).to(dtype)); }, /*streamline=*/false);
+      for (const std::vector<std::int64_t>& sizes :
+           std::vector<std::vector<std::int64_t>>{{2, 3, 24}, {6, 24}}) {
+        const at::Tensor x = sample(sizes).to(dtype);
+        const at::Tensor wanted = linear->forward(x.clone().requires_grad_());
+        torch::NoGradGuard no_grad;
+        const at::Tensor y = linear->forward(x);
+        ASSERT_TRUE(is_quantized(y));
+        EXPECT_EQ(y.scalar_type(), dtype);
+        EXPECT_TRUE(same_bits(parts(y).data, parts(wanted).data));
+        EXPECT_TRUE(same_bits(parts(y).scale, parts(wanted).scale));
+      }
+    }
+  }
+}
+
+TEST(LinearOutputOfNaN, stays_float) {
+  nn::Linear linear(24, 16);
+  quantize(linear, kBoth);
+  calibrate(linear, [&] { linear->forward(sample({6, 24})); }, /*streamline=*/false);
+  torch::NoGradGuard no_grad;
+  linear->bias[3] = std::nan("");
+  const at::Tensor y = linear->forward(sample({6, 24}));
+  EXPECT_TRUE(y.select(1, 3).isnan().all().item<bool>());
+  EXPECT_EQ(y.isnan().sum().item<std::int64_t>(), 6);
+}
+
 TEST_P(LinearOutput, passes_gradients_to_everything_before_it) {
   torch::manual_seed(3);
   nn::Linear linear(nn::LinearOptions(24, 16).bias(GetParam()));

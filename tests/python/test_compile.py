@@ -19,7 +19,9 @@ ACTIVATIONS = ("none", "qint8", "dynamic-qint8")
 FORMS = [*((qtype, "frozen") for qtype in QTYPES), ("qint4", "live"), ("qint8", "live")]
 #: Of inductor, which compiles C++ for each.
 COMPILED = [
+    ("qint2", "none"),
     ("qint4", "none"),
+    ("qint8", "none"),
     ("qint8", "qint8"),
     ("qint8", "dynamic-qint8"),
     ("qfloat8_e4m3fn", "none"),
@@ -297,6 +299,32 @@ def test_export_of_convolutions_and_embeddings(qtype: str, activations: str) -> 
         for batch in (1, 4, 33):
             y = module(tokens(batch))
             torch.testing.assert_close(y, expected(tokens(batch)), **EXACTLY)
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("qtype", ["qint4", "qint8", "qfloat8_e4m3fn"])
+def test_one_graph_of_a_bf16_model(qtype: str, activations: str) -> None:
+    model = make(qtype, activations).bfloat16()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    expected = handing_floats_on(model)
+    with torch.no_grad():
+        for batch in (4, 7, 33):
+            x = inputs(batch).bfloat16()
+            with torch._dynamo.config.patch(error_on_recompile=batch != 4):
+                y = compiled(x)
+            assert y.dtype == torch.bfloat16
+            torch.testing.assert_close(y, expected(x), **EXACTLY)
+
+
+@pytest.mark.parametrize(("qtype", "activations"), [("qint8", "none"), ("qint4", "dynamic-qint8")])
+def test_inductor_of_convolutions_and_embeddings(qtype: str, activations: str) -> None:
+    model = signals(qtype, activations, transposed=False)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for batch in (4, 7, 33):
+            with torch._dynamo.config.patch(error_on_recompile=batch != 4):
+                y = compiled(tokens(batch))
+            torch.testing.assert_close(y, model(tokens(batch)), **NEARLY)
 
 
 @pytest.mark.parametrize(("qtype", "activations"), COMPILED)

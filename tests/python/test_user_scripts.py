@@ -5,7 +5,7 @@ quantized module reads, and averages inputs with the momentum that it was given.
 """
 
 import pytest
-from user_scripts import assert_close, both
+from user_scripts import QUANTAL, RENAMED, assert_close, both, outputs
 
 FP32 = 2e-6
 
@@ -65,3 +65,18 @@ def test_hooks() -> None:
         if name.endswith("0.9"):
             assert_close(result["first input_scale"], expected["first input_scale"], FP32)
             assert_close(result["output"], expected["output"], 0.03)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("vision.py", ("--weights", "qint4")),
+        ("vision.py", ("--weights", "qint8", "--activations", "qint8")),
+        ("tensors.py", ()),
+        ("serialization.py", ()),
+        ("hooks.py", ()),
+    ],
+)
+def test_with_the_import_changed(script: str, arguments: tuple[str, ...]) -> None:
+    unchanged, renamed = outputs(script, *arguments, on=(QUANTAL, RENAMED))
+    assert renamed == unchanged

@@ -17,6 +17,13 @@ REFERENCE = (
     "import sys, runpy, reference_quanto; del sys.argv[0];"
     "runpy.run_path(sys.argv[0], run_name='__main__')",
 )
+# With nothing but the import changed.
+RENAMED = (
+    "-c",
+    "import sys; from pathlib import Path; del sys.argv[0];"
+    "source = Path(sys.argv[0]).read_text().replace('optimum.quanto', 'quantal');"
+    "exec(compile(source, sys.argv[0], 'exec'), {'__name__': '__main__'})",
+)
 
 
 def outputs(script: str, *arguments: object, on: tuple[tuple[str, ...], ...]) -> list[Any]:

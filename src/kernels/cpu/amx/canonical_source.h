@@ -76,9 +76,8 @@ class CanonicalSource {
       if (column % kLineBytes == 0) fetch(rows, column);
       __m512i words[8];
       take_words(rows, columns_, words);
-      for_steps<8>([&](auto k) __attribute__((always_inline)) {
-        store<k>(line, words[k], shift, steps);
-      });
+      for_steps<8>([&](auto k)
+                       __attribute__((always_inline)) { store<k>(line, words[k], shift, steps); });
       steps += kColumns / layout_.depth() * Line::kSteps * kLineBytes;
     }
   }

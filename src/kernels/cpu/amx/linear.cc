@@ -17,7 +17,8 @@
 
 #pragma GCC push_options
 #if !defined(QUANTAL_EMULATE)
-#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,f16c")
+#pragma GCC target( \
+    "amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,f16c")
 #endif
 
 #include "kernels/cpu/amx/floats.h"

@@ -9,7 +9,7 @@
 namespace quantal::kernels {
 namespace {
 
-constexpr std::int64_t kMostStripTokens = 512;  ///< that are multiplied at once
+constexpr std::int64_t kMostStripTokens = 512;           ///< that are multiplied at once
 constexpr std::int64_t kStreamTokens = 2 * kTileTokens;  ///< that streams take
 
 /// Calls body(first, count) for tokens [0, tokens) in parts of about the same size.
@@ -27,7 +27,8 @@ template <typename Product, int parts, typename Source>
 void multiply(const TileJob& job, const Source& source, const ParallelFor& parallel_for) {
   if constexpr (!kIsScaled<typename Source::Line>) {
     if (job.tokens <= kTileTokens) return few_tokens<Product, parts, 1>(job, source, parallel_for);
-    if (job.tokens <= kStreamTokens) return few_tokens<Product, parts, 2>(job, source, parallel_for);
+    if (job.tokens <= kStreamTokens)
+      return few_tokens<Product, parts, 2>(job, source, parallel_for);
   }
   many_tokens<Product, parts>(job, source, parallel_for);
 }
