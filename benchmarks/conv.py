@@ -78,6 +78,7 @@ REFERENCE = "torch/fp32"
 SCHEMES = (
     REFERENCE,
     "torch/quantized-fbgemm",
+    "torch/quantized-onednn",
     "quantal/qint8",
     "quantal/qint4",
     "quantal/qint8-static",
@@ -145,7 +146,6 @@ def calls(layer: Layer, memory_format: Any) -> tuple[dict[str, Call], Any]:
             ops.quantize_activation(x, "qint8", x_scale), weights[q], bias, *shape
         )
 
-    torch.backends.quantized.engine = "fbgemm"
     per_row = torch.quantize_per_channel(
         w,
         w.abs().amax((1, 2, 3)).double() / 127,
@@ -153,16 +153,22 @@ def calls(layer: Layer, memory_format: Any) -> tuple[dict[str, Call], Any]:
         0,
         torch.qint8,
     )
-    packed = torch.ops.quantized.conv2d_prepack(per_row, bias, *lists)
 
-    def fbgemm() -> Any:
-        codes = torch.quantize_per_tensor(x, 2 * float(x_scale), 64, torch.quint8)
-        y = torch.ops.quantized.conv2d(codes, packed, y_scale, 128)
-        return y.dequantize()
+    def by_engine(engine: str) -> Call:
+        torch.backends.quantized.engine = engine
+        packed = torch.ops.quantized.conv2d_prepack(per_row, bias, *lists)
+
+        def run() -> Any:
+            codes = torch.quantize_per_tensor(x, 2 * float(x_scale), 64, torch.quint8)
+            y = torch.ops.quantized.conv2d(codes, packed, y_scale, 128)
+            return y.dequantize()
+
+        return run
 
     found = {
         REFERENCE: lambda: conv2d(x, w, bias, *shape),
-        "torch/quantized-fbgemm": fbgemm,
+        "torch/quantized-fbgemm": by_engine("fbgemm"),
+        "torch/quantized-onednn": by_engine("onednn"),
         "quantal/qint8": lambda: conv2d(x, weights["qint8"], bias, *shape),
         "quantal/qint4": lambda: conv2d(x, weights["qint4"], bias, *shape),
         "quantal/qint8-dynamic": lambda: ops.conv_dynamic(x, weights["qint8"], bias, *lists),
@@ -253,8 +259,8 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         f"Milliseconds, and how many times as fast as {REFERENCE}, modules of Python as "
         "torch/Conv2d; batch 1 where nothing else is said. qint8, qint4: float activations. "
-        "static, dynamic, a8: int8 activations, quantized within the time. fbgemm: activations of "
-        "7 bits, as torch.ao has them: its sums saturate with 8.",
+        "static, dynamic, a8: int8 activations, quantized within the time. fbgemm and "
+        "onednn: activations of 7 bits, as torch.ao has them: sums saturate with 8 on AVX2.",
         "",
     ]
     results = document["results"]

@@ -11,6 +11,7 @@ QUANTAL_COMPAT=1 in the environment makes ``optimum.quanto`` resolve to this pac
 
 import os as _os
 from importlib.util import find_spec as _find_spec
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from ._library import library_path
@@ -164,13 +165,17 @@ def get_extension(extension_type: str) -> _Any:
     raise KeyError(extension_type)
 
 
-def __getattr__(name: str) -> _Any:
-    """QuantalConfig, which needs transformers, is imported when it is asked for."""
-    if name == "QuantalConfig":
-        from .integrations.transformers import QuantalConfig
+if _TYPE_CHECKING:  # where a name that is not there is an error
+    from .integrations.transformers import QuantalConfig as QuantalConfig
+else:
 
-        return QuantalConfig
-    raise AttributeError(f"module 'quantal' has no attribute '{name}'")
+    def __getattr__(name: str) -> _Any:
+        """QuantalConfig, which needs transformers, is imported when it is asked for."""
+        if name == "QuantalConfig":
+            from .integrations.transformers import QuantalConfig
+
+            return QuantalConfig
+        raise AttributeError(f"module 'quantal' has no attribute '{name}'")
 
 
 if _os.environ.get("QUANTAL_COMPAT", "0") not in ("", "0"):
