@@ -2,7 +2,16 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
+
+#include "kernels/scratch.h"
+
+#if defined(__clang__)
+#define QUANTAL_UNROLL _Pragma("unroll")
+#else
+#define QUANTAL_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 namespace quantal::kernels {
 namespace {
@@ -34,15 +43,171 @@ void copy_runs(const Element* from, std::int64_t step, std::int64_t dilation, st
   for (std::int64_t i = 0; i < count; ++i) std::memcpy(to + i * stride, from + i * step, bytes);
 }
 
+// Without a call for few bytes: both ends, which may overlap.
+template <typename Block>
+void copy_ends(const std::int8_t* from, std::int64_t count, std::int8_t* to) {
+  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(Block));
+  Block first, last;
+  std::memcpy(&first, from, kBytes);
+  std::memcpy(&last, from + count - kBytes, kBytes);
+  std::memcpy(to, &first, kBytes);
+  std::memcpy(to + count - kBytes, &last, kBytes);
+}
+void copy_few(const std::int8_t* from, std::int64_t count, std::int8_t* to) {
+  if (count > 64) {
+    std::memcpy(to, from, count);
+  } else if (count >= 16) {
+    for (std::int64_t i = 0; i + 16 < count; i += 16) std::memcpy(to + i, from + i, 16);
+    std::memcpy(to + count - 16, from + count - 16, 16);
+  } else if (count >= 8) {
+    copy_ends<std::uint64_t>(from, count, to);
+  } else if (count >= 4) {
+    copy_ends<std::uint32_t>(from, count, to);
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) to[i] = from[i];
+  }
+}
+template <typename Element>
+void copy_few(const Element* from, std::int64_t count, Element* to) {
+  std::copy_n(from, count, to);
+}
+
+/// A register, whatever the processor.
+template <typename Element>
+struct Register {
+  static constexpr int kLanes = 16 / sizeof(Element);
+  typedef Element Lanes __attribute__((vector_size(16)));
+
+  static Lanes load(const Element* from) {
+    Lanes lanes;
+    std::memcpy(&lanes, from, sizeof(lanes));
+    return lanes;
+  }
+  static void store(Lanes lanes, Element* to) { std::memcpy(to, &lanes, sizeof(lanes)); }
+
+  /// Lanes begin, begin + 1, … of a and b in turn, of as many as fit.
+  template <int begin>
+  static Lanes both(Lanes a, Lanes b) {
+    return [&]<int... i>(std::integer_sequence<int, i...>) {
+      return __builtin_shufflevector(a, b, (begin + i / 2 + i % 2 * kLanes)...);
+    }(std::make_integer_sequence<int, kLanes>());
+  }
+};
+
+// Each step puts the first half of the rows between those of the second half: as many steps as an
+// index has bits exchange rows and lanes.
+template <typename Element, typename Lanes, int lanes>
+inline __attribute__((always_inline)) void transpose_square(Lanes (&rows)[lanes]) {
+  using Of = Register<Element>;
+  static_assert(lanes == Of::kLanes);
+  QUANTAL_UNROLL for (int step = 1; step < lanes; step *= 2) {
+    Lanes next[lanes];
+    QUANTAL_UNROLL for (int i = 0; i < lanes / 2; ++i) {
+      next[2 * i] = Of::template both<0>(rows[i], rows[i + lanes / 2]);
+      next[2 * i + 1] = Of::template both<lanes / 2>(rows[i], rows[i + lanes / 2]);
+    }
+    QUANTAL_UNROLL for (int i = 0; i < lanes; ++i) rows[i] = next[i];
+  }
+}
+
+// 16 bytes, `step` apart.
+template <int step>
+Register<std::int8_t>::Lanes load_sixteen(const std::int8_t* from) {
+  const auto low = Register<std::int8_t>::load(from);
+  if constexpr (step == 1) return low;
+  const auto high = Register<std::int8_t>::load(from + 16);
+  return __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28,
+                                 30);
+}
+
 // Positions of one row of the output, whose patches are written together.
 template <typename Element>
 class RowPatches {
  public:
-  explicit RowPatches(const ConvShape& shape)
-      : shape_(shape), line_(reach(shape.output()[2]) + kPatchSlack) {}
+  /// At most `most` positions are written at once.
+  RowPatches(const ConvShape& shape, std::int64_t most)
+      : shape_(shape),
+        length_(reach(most) + kLineSlack),
+        line_(length_),
+        lines_(transposes() ? (length_ * shape.columns() / shape.kernel[2] + 3) / 4 : 0) {}
 
   void write(const Element* input, const Extent& at, std::int64_t count, Element* out,
              std::int64_t stride) {
+    if constexpr (sizeof(Element) == 1) {
+      if (transposes() && count >= kFewPositions) {
+        find_lines(input, at, count);
+        return shape_.stride[2] == 1 ? write_columns<1>(count, out, stride)
+                                     : write_columns<2>(count, out, stride);
+      }
+    }
+    copy_lines(input, at, count, out, stride);
+  }
+
+ private:
+  static constexpr std::int64_t kLineSlack = 32;  // elements that may be read behind a line
+  static constexpr std::int64_t kChunk = 16;      // columns
+  static constexpr std::int64_t kFewPositions = 4;
+
+  // Where a position's elements of a line are few bytes, 16 columns of 16 positions are transposed
+  // instead.
+  bool transposes() const {
+    return sizeof(Element) == 1 && shape_.kernel[2] <= 4 && shape_.stride[2] <= 2 &&
+           shape_.columns() >= kChunk;
+  }
+
+  // All lines that `count` positions read. Their padding stays from call to call.
+  void find_lines(const Element* input, const Extent& at, std::int64_t count) {
+    const Inside inside = inside_of(at, count);
+    if (inside != inside_) {
+      std::fill_n(lines(), length_ * shape_.columns() / shape_.kernel[2], Element{});
+      inside_ = inside;
+    }
+    Element* to = lines() + inside.begin;
+    const std::int64_t size = inside.end - inside.begin;
+    for (std::int64_t c = 0; c < shape_.group_channels(); ++c) {
+      for (std::int64_t d = 0; d < shape_.kernel[0]; ++d) {
+        for (std::int64_t h = 0; h < shape_.kernel[1]; ++h, to += length_) {
+          const Element* row = inner_row(input + c * shape_.pixels(), at, d, h);
+          if (row == nullptr) {
+            std::fill_n(to, size, Element{});
+          } else {
+            copy_few(row + inside.first + inside.begin, size, to);
+          }
+        }
+      }
+    }
+  }
+
+  Element* lines() const { return reinterpret_cast<Element*>(lines_.data()); }
+
+  template <int step>
+  void write_columns(std::int64_t count, Element* out, std::int64_t stride) const {
+    const std::int64_t width = shape_.kernel[2], columns = shape_.columns();
+    for (std::int64_t i = 0; i < columns; i += kChunk) {
+      const std::int64_t first = std::min(i, columns - kChunk);  // the last ones, maybe again
+      const Element* from[kChunk];
+      const Element* line = lines() + first / width * length_;
+      std::int64_t tap = first % width;
+      for (const Element*& column : from) {
+        column = line + tap * shape_.dilation[2];
+        if (++tap == width) tap = 0, line += length_;
+      }
+      for (std::int64_t p = 0; p < count; p += kChunk) {
+        Register<std::int8_t>::Lanes square[kChunk];
+        QUANTAL_UNROLL for (int k = 0; k < kChunk; ++k) {
+          square[k] = load_sixteen<step>(from[k] + p * step);
+        }
+        transpose_square<std::int8_t>(square);
+        const std::int64_t some = std::min(kChunk, count - p);
+        for (std::int64_t k = 0; k < some; ++k) {
+          Register<std::int8_t>::store(square[k], out + (p + k) * stride + first);
+        }
+      }
+    }
+  }
+
+  void copy_lines(const Element* input, const Extent& at, std::int64_t count, Element* out,
+                  std::int64_t stride) {
     const std::int64_t pixels = shape_.pixels(), width = shape_.kernel[2];
     for (std::int64_t c = 0; c < shape_.group_channels(); ++c) {
       for (std::int64_t d = 0; d < shape_.kernel[0]; ++d) {
@@ -55,33 +220,55 @@ class RowPatches {
     }
   }
 
- private:
   // Elements of a line that `count` positions read.
   std::int64_t reach(std::int64_t count) const {
     return (count - 1) * shape_.stride[2] + (shape_.kernel[2] - 1) * shape_.dilation[2] + 1;
   }
 
-  // What a row of the kernel reads, with its padding.
+  // What a row of the kernel reads, with its padding: where it lies, or copied.
   const Element* find_line(const Element* plane, const Extent& at, std::int64_t count,
                            std::int64_t d, std::int64_t h) {
-    const std::int64_t z = at[0] * shape_.stride[0] - shape_.padding[0] + d * shape_.dilation[0];
-    const std::int64_t y = at[1] * shape_.stride[1] - shape_.padding[1] + h * shape_.dilation[1];
+    const Element* row = inner_row(plane, at, d, h);
     const std::int64_t first = at[2] * shape_.stride[2] - shape_.padding[2];
-    const std::int64_t length = reach(count), width = shape_.input[2];
-    const bool is_inside = z >= 0 && z < shape_.input[0] && y >= 0 && y < shape_.input[1];
-    const std::int64_t left = is_inside ? std::clamp<std::int64_t>(-first, 0, length) : length;
-    const std::int64_t end = std::clamp<std::int64_t>(width - first, left, length);
-    const Element* row = plane + (z * shape_.input[1] + y) * width;
     // A run may read behind its end: only inside the row is that memory.
-    if (is_inside && left == 0 && first + length + kPatchSlack <= width) return row + first;
-    std::fill_n(line_.data(), left, Element{});
-    if (end > left) std::copy(row + first + left, row + first + end, line_.data() + left);
-    std::fill(line_.data() + end, line_.data() + length, Element{});
+    if (row != nullptr && first >= 0 && first + reach(count) + kPatchSlack <= shape_.input[2]) {
+      return row + first;
+    }
+    const Inside inside = row == nullptr ? Inside{0, 0, 0} : inside_of(at, count);
+    std::fill_n(line_.data(), inside.begin, Element{});
+    if (inside.end > inside.begin) {
+      std::copy(row + inside.first + inside.begin, row + inside.first + inside.end,
+                line_.data() + inside.begin);
+    }
+    std::fill(line_.data() + inside.end, line_.data() + reach(count), Element{});
     return line_.data();
   }
 
+  // Null: in the padding.
+  const Element* inner_row(const Element* plane, const Extent& at, std::int64_t d,
+                           std::int64_t h) const {
+    const std::int64_t z = at[0] * shape_.stride[0] - shape_.padding[0] + d * shape_.dilation[0];
+    const std::int64_t y = at[1] * shape_.stride[1] - shape_.padding[1] + h * shape_.dilation[1];
+    const bool is_inside = z >= 0 && z < shape_.input[0] && y >= 0 && y < shape_.input[1];
+    return is_inside ? plane + (z * shape_.input[1] + y) * shape_.input[2] : nullptr;
+  }
+
+  // Elements [begin, end) of a line are those of a row from `first` + begin on, the others padding.
+  struct Inside {
+    std::int64_t first = 0, begin = -1, end = -1;
+    bool operator==(const Inside&) const = default;
+  };
+  Inside inside_of(const Extent& at, std::int64_t count) const {
+    const std::int64_t first = at[2] * shape_.stride[2] - shape_.padding[2], length = reach(count);
+    const std::int64_t begin = std::clamp<std::int64_t>(-first, 0, length);
+    return {first, begin, std::clamp<std::int64_t>(shape_.input[2] - first, begin, length)};
+  }
+
   const ConvShape& shape_;
+  std::int64_t length_;  ///< of a line in memory
   std::vector<Element> line_;
+  Scratch lines_;
+  Inside inside_;  ///< of lines_
 };
 
 template <typename Element>
@@ -101,35 +288,14 @@ void write_pixels(const ConvShape& shape, const Element* input, std::int64_t fir
   }
 }
 
-// An 8 x 8 matrix of bytes in eight words, transposed by exchanging ever larger blocks.
-void transpose_bytes(const std::int8_t* from, std::int64_t from_stride, std::int8_t* to,
-                     std::int64_t to_stride) {
-  std::uint64_t rows[8];
-  for (int i = 0; i < 8; ++i) std::memcpy(&rows[i], from + i * from_stride, 8);
-  const auto exchange = [&](int distance, int shift, std::uint64_t mask) {
-    for (int i = 0; i < 8; ++i) {
-      if ((i & distance) != 0) continue;
-      const std::uint64_t moved = (rows[i] >> shift ^ rows[i + distance]) & mask;
-      rows[i + distance] ^= moved;
-      rows[i] ^= moved << shift;
-    }
-  };
-  exchange(4, 32, 0x00000000FFFFFFFF);
-  exchange(2, 16, 0x0000FFFF0000FFFF);
-  exchange(1, 8, 0x00FF00FF00FF00FF);
-  for (int i = 0; i < 8; ++i) std::memcpy(to + i * to_stride, &rows[i], 8);
-}
-
 template <typename Element>
 void transpose_block(const Element* from, std::int64_t from_stride, Element* to,
                      std::int64_t to_stride) {
-  if constexpr (sizeof(Element) == 1) {
-    transpose_bytes(from, from_stride, to, to_stride);
-  } else {
-    for (int c = 0; c < 8; ++c) {
-      for (int r = 0; r < 8; ++r) to[c * to_stride + r] = from[r * from_stride + c];
-    }
-  }
+  using Of = Register<Element>;
+  typename Of::Lanes rows[Of::kLanes];
+  QUANTAL_UNROLL for (int i = 0; i < Of::kLanes; ++i) rows[i] = Of::load(from + i * from_stride);
+  transpose_square<Element>(rows);
+  QUANTAL_UNROLL for (int i = 0; i < Of::kLanes; ++i) Of::store(rows[i], to + i * to_stride);
 }
 
 }  // namespace
@@ -145,7 +311,7 @@ void write_patches(const ConvShape& shape, const Element* input, std::int64_t fi
     return write_pixels(shape, input, first, count, out, stride);
   }
   const Extent size = shape.output();
-  RowPatches<Element> patches(shape);
+  RowPatches<Element> patches(shape, std::min(count, size[2]));
   for (std::int64_t done = 0; done < count;) {
     const Extent at = index_at(first + done, size);
     const std::int64_t part = std::min(count - done, size[2] - at[2]);
@@ -178,9 +344,11 @@ void CodePatches::write(const PackedLayout& layout, std::int64_t begin, std::int
 template <typename Element>
 void transpose(const Element* from, std::int64_t from_stride, std::int64_t rows,
                std::int64_t columns, Element* to, std::int64_t to_stride) {
-  const std::int64_t whole_rows = rows / 8 * 8, whole_columns = columns / 8 * 8;
-  for (std::int64_t r = 0; r < whole_rows; r += 8) {
-    for (std::int64_t c = 0; c < whole_columns; c += 8) {
+  constexpr int kBlock = Register<Element>::kLanes;
+  const std::int64_t whole_rows = rows / kBlock * kBlock;
+  const std::int64_t whole_columns = columns / kBlock * kBlock;
+  for (std::int64_t r = 0; r < whole_rows; r += kBlock) {
+    for (std::int64_t c = 0; c < whole_columns; c += kBlock) {
       transpose_block(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
     }
   }
