@@ -67,10 +67,6 @@ void copy_few(const std::int8_t* from, std::int64_t count, std::int8_t* to) {
     for (std::int64_t i = 0; i < count; ++i) to[i] = from[i];
   }
 }
-template <typename Element>
-void copy_few(const Element* from, std::int64_t count, Element* to) {
-  std::copy_n(from, count, to);
-}
 
 /// A register, whatever the processor.
 template <typename Element>
@@ -229,12 +225,10 @@ class RowPatches {
   const Element* find_line(const Element* plane, const Extent& at, std::int64_t count,
                            std::int64_t d, std::int64_t h) {
     const Element* row = inner_row(plane, at, d, h);
-    const std::int64_t first = at[2] * shape_.stride[2] - shape_.padding[2];
-    // A run may read behind its end: only inside the row is that memory.
-    if (row != nullptr && first >= 0 && first + reach(count) + kPatchSlack <= shape_.input[2]) {
-      return row + first;
-    }
     const Inside inside = row == nullptr ? Inside{0, 0, 0} : inside_of(at, count);
+    // A run may read behind its end: only inside the row is that memory.
+    const std::int64_t last = inside.first + reach(count) + kPatchSlack;
+    if (row != nullptr && inside.first >= 0 && last <= shape_.input[2]) return row + inside.first;
     std::fill_n(line_.data(), inside.begin, Element{});
     if (inside.end > inside.begin) {
       std::copy(row + inside.first + inside.begin, row + inside.first + inside.end,

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstring>
 
-#include "kernels/activation_codes.h"
 #include "kernels/integer_linear.h"
 #include "kernels/scratch.h"
 
@@ -78,32 +77,6 @@ struct RowBlock {
   std::int64_t positions = 0;
 };
 
-// Results of a block of positions before they are stored: as numbers, and as codes where y is.
-class BlockResults {
- public:
-  BlockResults(const IntegerConvArgs& args, std::int64_t count)
-      : args_(args),
-        count_(count),
-        numbers_(quarter(count * size_of(args.type))),
-        codes_(args.y_scale ? quarter(count) : 0) {}
-
-  // Where the kernel writes `count` numbers.
-  void* numbers() const { return numbers_.data(); }
-  // What goes to y; null where a number has no code.
-  const std::byte* finish(Isa isa, const ParallelFor& parallel_for) const {
-    if (!args_.y_scale) return reinterpret_cast<const std::byte*>(numbers_.data());
-    auto* codes = reinterpret_cast<std::int8_t*>(codes_.data());
-    const bool all_have_codes = quantize_codes(isa, numbers_.data(), args_.type, count_,
-                                               *args_.y_scale, codes, parallel_for);
-    return all_have_codes ? reinterpret_cast<const std::byte*>(codes) : nullptr;
-  }
-
- private:
-  const IntegerConvArgs& args_;
-  std::int64_t count_;
-  Scratch numbers_, codes_;
-};
-
 void store_rows(const IntegerConvArgs& args, const RowBlock& block) {
   const ConvShape& shape = args.shape;
   const std::int64_t size = args.y_element_size();
@@ -167,17 +140,20 @@ bool run_block(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes, c
     find_integer_linear(isa, group.layout.spec())(linear, parallel_for);
     return true;
   }
-  const BlockResults results(args, block.count * group.rows());
-  linear.y = results.numbers();
-  linear.y_stride = group.rows();
-  find_integer_linear(isa, group.layout.spec())(linear, parallel_for);
-  const std::byte* finished = results.finish(isa, parallel_for);
-  if (finished == nullptr) return false;
+  const Scratch results(quarter(block.count * group.rows() * args.y_element_size()));
+  if (args.y_scale) {
+    auto* to = reinterpret_cast<std::int8_t*>(results.data());
+    if (!integer_linear_codes(isa, linear, *args.y_scale, to, parallel_for)) return false;
+  } else {
+    linear.y = results.data();
+    linear.y_stride = group.rows();
+    find_integer_linear(isa, group.layout.spec())(linear, parallel_for);
+  }
   parallel_for((shape.group_rows() + kTileRows - 1) / kTileRows,
                [&](std::int64_t begin, std::int64_t end) {
                  const std::int64_t first = begin * kTileRows;
                  const std::int64_t last = std::min(end * kTileRows, shape.group_rows());
-                 store_rows(args, {.source = finished,
+                 store_rows(args, {.source = reinterpret_cast<const std::byte*>(results.data()),
                                    .stride = group.rows(),
                                    .first = group.skipped + first,
                                    .count = last - first,

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/activation_codes.h"
+#include "kernels/conv_patches.h"
 #include "kernels/scratch.h"
 #include "kernels/variants.h"
 
@@ -14,10 +15,16 @@ namespace {
 constexpr std::int64_t kBlockBytes = 4 << 20;
 constexpr std::int64_t kLeastTokens = 256;
 
-TokenSource tokens_of(const TokenSource& source, std::int64_t first, std::int64_t count) {
+// Those of a source from `first` on; `patches` is where its patches are kept.
+TokenSource tokens_of(const TokenSource& source, std::int64_t first, std::int64_t count,
+                      CodePatches& patches) {
   TokenSource part = source;
   part.tokens = count;
-  if (source.codes != nullptr) {
+  if (source.patches != nullptr) {
+    patches = *source.patches;
+    patches.first += first;
+    part.patches = &patches;
+  } else if (source.codes != nullptr) {
     part.codes = source.codes + first * source.stride;
   } else {
     part.x = static_cast<const std::byte*>(source.x) + first * source.stride * size_of(source.type);
@@ -58,9 +65,10 @@ bool integer_linear_codes(Isa isa, const IntegerLinearArgs& args, float y_scale,
   const IntegerLinearKernel kernel = find_integer_linear(isa, args.layout->spec());
   IntegerLinearArgs block = args;
   block.y = numbers.data(), block.y_stride = rows;
+  CodePatches patches;
   for (std::int64_t i = 0; i < blocks; ++i) {
     const std::int64_t first = tokens * i / blocks, count = tokens * (i + 1) / blocks - first;
-    block.source = tokens_of(args.source, first, count);
+    block.source = tokens_of(args.source, first, count, patches);
     kernel(block, parallel_for);
     const bool have_codes = quantize_codes(isa, numbers.data(), args.type, count * rows, y_scale,
                                            codes + first * rows, parallel_for);

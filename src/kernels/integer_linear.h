@@ -28,8 +28,7 @@ QUANTAL_API IntegerLinearKernel find_integer_linear(Isa isa, const WeightSpec& s
 
 /// The same as int8 codes (tokens, rows) of `y_scale`, to which numbers of `args.type` are rounded
 /// as quantize_codes() does: a block of tokens at a time, args.y is not used. False where a number
-/// is NaN; the codes are then unspecified. Preconditions: there is a kernel; args.source has no
-/// patches.
+/// is NaN; the codes are then unspecified. Precondition: there is a kernel.
 QUANTAL_API bool integer_linear_codes(Isa isa, const IntegerLinearArgs& args, float y_scale,
                                       std::int8_t* codes,
                                       const ParallelFor& parallel_for = serial_for);

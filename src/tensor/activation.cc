@@ -126,9 +126,9 @@ at::Tensor finish_output(const std::shared_ptr<LayerState>& layer, const at::Ten
       y, [&](const at::Tensor& value) { return make_float_activation(value, layer, nullptr); });
 }
 
-at::Tensor int8_output_scale(const std::shared_ptr<LayerState>& layer) {
-  const bool is_int8 =
-      layer && layer->activations == qint8 && !observer_of(*layer) && quantizes_output(*layer);
+at::Tensor int8_output_scale(const std::shared_ptr<LayerState>& layer, bool bias_follows) {
+  const bool is_int8 = layer && layer->activations == qint8 && !observer_of(*layer) &&
+                       quantizes_output(*layer) && !(bias_follows && layer->has_bias);
   return is_int8 ? layer->output_scale : at::Tensor();
 }
 

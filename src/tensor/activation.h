@@ -27,7 +27,7 @@ at::Tensor fake_quantize_tokens(const at::Tensor& x, const QType& qtype, TokenAx
 bool quantizes_dynamically(const std::shared_ptr<LayerState>& layer, const at::Tensor& x);
 
 /// The scale with which finish_output() would quantize to int8; undefined where it would not.
-at::Tensor int8_output_scale(const std::shared_ptr<LayerState>& layer);
+at::Tensor int8_output_scale(const std::shared_ptr<LayerState>& layer, bool bias_follows = false);
 
 /// Ends a layer whose bias was added in place: observes or quantizes the value, as finish_output
 /// would have.

@@ -52,8 +52,7 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
   const bool is_dynamic = quantizes_dynamically(layer, x) && layer->activations == qint8;
   const at::Tensor input =
       is_dynamic ? quantal::dequantize_ste(x) : prepare_input(layer, x, TokenAxis::kLastDim);
-  const bool is_whole = !bias_follows || !layer || !layer->has_bias;
-  const at::Tensor scale = is_whole ? int8_output_scale(layer) : at::Tensor();
+  const at::Tensor scale = int8_output_scale(layer, bias_follows);
   return finish_output(layer, linear_ste(input, weight, bias, is_dynamic, scale), bias_follows);
 }
 

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/conv_patches.h"
 #include "kernels/exact.h"
 #include "kernels/non_finite.h"
 #include "kernels/sample.h"
@@ -152,6 +153,27 @@ TEST_P(IntegerLinear, gives_codes_of_its_numbers) {
       }
     }
   }
+}
+
+// More positions than a block has tokens: the patches of each are found.
+TEST_P(IntegerLinear, gives_codes_of_patches) {
+  const auto [isa, qtype] = GetParam();
+  const ConvShape shape{
+      .rows = 4200, .input = {1, 18, 18}, .kernel = {1, 3, 3}, .padding = {0, 1, 1}};
+  const Problem problem({qtype, shape.rows, shape.columns(), 0, FloatType::kF32}, FloatType::kF32,
+                        shape.pixels());
+  const CodePatches patches{.shape = &shape, .input = problem.codes.data()};
+  const std::int64_t tokens = shape.positions(), stride = shape.columns() + kPatchSlack;
+  std::vector<std::int8_t> written(tokens * stride);
+  write_patches(shape, patches.input, 0, tokens, written.data(), stride);
+  IntegerLinearArgs args{.layout = &problem.layout,
+                         .weight = problem.packed_last.data(),
+                         .source = {.tokens = tokens, .scale = kCodeScale, .patches = &patches}};
+  std::vector<std::int8_t> codes(tokens * shape.rows), wanted(tokens * shape.rows);
+  ASSERT_TRUE(integer_linear_codes(isa, args, 0.21F, codes.data(), in_parts(2)));
+  args.source = {.tokens = tokens, .stride = stride, .codes = written.data(), .scale = kCodeScale};
+  ASSERT_TRUE(integer_linear_codes(isa, args, 0.21F, wanted.data()));
+  EXPECT_EQ(codes, wanted);
 }
 
 TEST_P(IntegerLinear, gives_no_codes_of_nan) {
