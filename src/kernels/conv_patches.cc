@@ -353,6 +353,31 @@ void transpose(const Element* from, std::int64_t from_stride, std::int64_t rows,
   }
 }
 
+void gather_pixels(const std::int8_t* from, std::int64_t plane, std::int64_t channels,
+                   std::span<std::int8_t* const> to) {
+  using Of = Register<std::int8_t>;
+  const auto pixels = static_cast<std::int64_t>(to.size());
+  if (pixels < Of::kLanes || channels < Of::kLanes) {
+    for (std::int64_t p = 0; p < pixels; ++p) {
+      for (std::int64_t c = 0; c < channels; ++c) to[p][c] = from[c * plane + p];
+    }
+    return;
+  }
+  // The last ones of both, maybe again.
+  for (std::int64_t i = 0; i < pixels; i += Of::kLanes) {
+    const std::int64_t p = std::min(i, pixels - Of::kLanes);
+    for (std::int64_t k = 0; k < channels; k += Of::kLanes) {
+      const std::int64_t c = std::min(k, channels - Of::kLanes);
+      Of::Lanes rows[Of::kLanes];
+      QUANTAL_UNROLL for (int j = 0; j < Of::kLanes; ++j) {
+        rows[j] = Of::load(from + (c + j) * plane + p);
+      }
+      transpose_square<std::int8_t>(rows);
+      QUANTAL_UNROLL for (int j = 0; j < Of::kLanes; ++j) Of::store(rows[j], to[p + j] + c);
+    }
+  }
+}
+
 template void transpose(const std::int8_t*, std::int64_t, std::int64_t, std::int64_t, std::int8_t*,
                         std::int64_t);
 template void transpose(const std::uint16_t*, std::int64_t, std::int64_t, std::int64_t,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/conv_shape.h"
 #include "kernels/packed_layout.h"
@@ -44,5 +45,9 @@ struct CodePatches {
 template <typename Element>
 QUANTAL_API void transpose(const Element* from, std::int64_t from_stride, std::int64_t rows,
                            std::int64_t columns, Element* to, std::int64_t to_stride);
+
+/// Pixels of planes, `plane` codes from each other: all channels of the i-th one go to to[i].
+void gather_pixels(const std::int8_t* from, std::int64_t plane, std::int64_t channels,
+                   std::span<std::int8_t* const> to);
 
 }  // namespace quantal::kernels

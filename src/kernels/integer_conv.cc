@@ -6,6 +6,7 @@
 
 #include "kernels/integer_linear.h"
 #include "kernels/scratch.h"
+#include "kernels/tap_conv.h"
 
 namespace quantal::kernels {
 namespace {
@@ -63,47 +64,6 @@ struct GroupTiles {
   PackedLayout layout;
   const std::byte* weight;
 };
-
-// Rows [first, first + count) of `source`, (positions, stride) of y's elements, go to positions
-// [position, position + positions) of a sample of y, from `row` on.
-struct RowBlock {
-  const std::byte* source = nullptr;
-  std::int64_t stride = 0;
-  std::int64_t first = 0;
-  std::int64_t count = 0;
-  std::int64_t sample = 0;
-  std::int64_t row = 0;
-  std::int64_t position = 0;
-  std::int64_t positions = 0;
-};
-
-void store_rows(const IntegerConvArgs& args, const RowBlock& block) {
-  const ConvShape& shape = args.shape;
-  const std::int64_t size = args.y_element_size();
-  const std::byte* from = block.source + block.first * size;
-  if (args.order == ChannelOrder::kLast) {
-    for (std::int64_t i = 0; i < block.positions; ++i) {
-      const std::int64_t to =
-          (block.sample * shape.positions() + block.position + i) * shape.rows + block.row;
-      std::memcpy(args.y_at(to), from + i * block.stride * size, block.count * size);
-    }
-    return;
-  }
-  void* to =
-      args.y_at((block.sample * shape.rows + block.row) * shape.positions() + block.position);
-  const auto transpose_elements = [&]<typename Element>(Element) {
-    transpose(reinterpret_cast<const Element*>(from), block.stride, block.positions, block.count,
-              static_cast<Element*>(to), shape.positions());
-  };
-  switch (size) {
-    case 1:
-      return transpose_elements(std::int8_t{});
-    case 2:
-      return transpose_elements(std::uint16_t{});
-    default:
-      return transpose_elements(float{});
-  }
-}
 
 // Positions of a sample and group that are computed together.
 struct Block {
@@ -199,11 +159,40 @@ bool conv_by_patches(Isa isa, const IntegerConvArgs& args, const std::int8_t* co
 
 }  // namespace
 
+void store_rows(const IntegerConvArgs& args, const RowBlock& block) {
+  const ConvShape& shape = args.shape;
+  const std::int64_t size = args.y_element_size();
+  const std::byte* from = block.source + block.first * size;
+  if (args.order == ChannelOrder::kLast) {
+    for (std::int64_t i = 0; i < block.positions; ++i) {
+      const std::int64_t to =
+          (block.sample * shape.positions() + block.position + i) * shape.rows + block.row;
+      std::memcpy(args.y_at(to), from + i * block.stride * size, block.count * size);
+    }
+    return;
+  }
+  void* to =
+      args.y_at((block.sample * shape.rows + block.row) * shape.positions() + block.position);
+  const auto transpose_elements = [&]<typename Element>(Element) {
+    transpose(reinterpret_cast<const Element*>(from), block.stride, block.positions, block.count,
+              static_cast<Element*>(to), shape.positions());
+  };
+  switch (size) {
+    case 1:
+      return transpose_elements(std::int8_t{});
+    case 2:
+      return transpose_elements(std::uint16_t{});
+    default:
+      return transpose_elements(float{});
+  }
+}
+
 bool integer_conv(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {
   if (args.shape.batch * args.shape.positions() * args.shape.rows == 0) return true;
   if (goes_without_patches(isa, args.shape, *args.layout, args.order)) {
     return conv_without_patches(isa, args, parallel_for);
   }
+  if (goes_by_taps(isa, args.shape, *args.layout)) return conv_by_taps(isa, args, parallel_for);
   const bool reorders = patch_order(args.shape) != args.order && !orders_agree(args.shape);
   const std::int64_t size = args.shape.batch * args.shape.channels * args.shape.pixels();
   const Scratch reordered(reorders ? quarter(size) : 0);

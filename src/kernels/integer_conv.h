@@ -44,4 +44,18 @@ QUANTAL_API bool goes_without_patches(Isa isa, const ConvShape& shape, const Pac
 /// That way. Precondition: goes_without_patches().
 bool conv_without_patches(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for);
 
+/// Rows [first, first + count) of `source`, (positions, stride) of y's elements, go to positions
+/// [position, position + positions) of a sample of y, from `row` on.
+struct RowBlock {
+  const std::byte* source = nullptr;
+  std::int64_t stride = 0;
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+  std::int64_t sample = 0;
+  std::int64_t row = 0;
+  std::int64_t position = 0;
+  std::int64_t positions = 0;
+};
+void store_rows(const IntegerConvArgs& args, const RowBlock& block);
+
 }  // namespace quantal::kernels

@@ -69,18 +69,31 @@ void store_tile(void* to, std::int64_t stride) {
   }
 }
 
-template <int sums, int x, int weight>
-void add_byte_products() {
+namespace emulated {
+
+template <int sums, int x, int weight, typename Weight>
+void add_products() {
   for (int m = 0; m < 16; ++m) {
     for (int n = 0; n < 16; ++n) {
       auto sum = emulated::tiles[sums].at<std::int32_t>(m, n);
       for (int i = 0; i < 64; ++i) {
         sum += static_cast<std::int8_t>(emulated::tiles[x].bytes[m][i]) *
-               emulated::tiles[weight].bytes[i / 4][4 * n + i % 4];
+               static_cast<Weight>(emulated::tiles[weight].bytes[i / 4][4 * n + i % 4]);
       }
       emulated::tiles[sums].set(m, n, sum);
     }
   }
+}
+
+}  // namespace emulated
+
+template <int sums, int x, int weight>
+void add_byte_products() {
+  emulated::add_products<sums, x, weight, std::uint8_t>();
+}
+template <int sums, int x, int weight>
+void add_signed_products() {
+  emulated::add_products<sums, x, weight, std::int8_t>();
 }
 
 template <int sums, int x, int weight>

@@ -61,6 +61,12 @@ inline __attribute__((always_inline)) void add_byte_products() {
   __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(x), "i"(weight));
 }
 
+/// The same of signed bytes alone.
+template <int sums, int x, int weight>
+inline __attribute__((always_inline)) void add_signed_products() {
+  __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(x), "i"(weight));
+}
+
 /// sums[m][n] += Σ x[m][2k + j] · weight[k][2n + j] of bf16 numbers, fp32. Denormal numbers are
 /// zeros.
 template <int sums, int x, int weight>

@@ -1,0 +1,124 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/integer_conv.h"
+
+/// Convolution of codes with an int8 weight, without patches: the input is copied once, channels
+/// last, with its padding, and products read it where it lies. What the kernel covers in one of the
+/// input's lines is one run of bytes there, for every position, so that a token is a few runs.
+namespace quantal::kernels {
+
+/// Codes of a token that follow each other, from `offset` bytes behind its first one on, in units
+/// of as many steps as the plan was made with; a step has four codes.
+struct TapRun {
+  std::int64_t offset;
+  std::int64_t units;
+};
+
+/// The weight's columns that four codes of a run are multiplied by; -1: none.
+struct TapStep {
+  std::int32_t columns[4];
+};
+
+/// Where codes lie in the copy. It consists of slabs, each with what some lines of the output of
+/// one sample and depth read:
+///   (kernel depth, phases, lines, pixels, channels)
+/// where the lines of a phase are those that the stride has between them. So lines of the output
+/// lie as far from each other as their tokens do times kPitch, and all tokens of a slab are at the
+/// same distance; some of them are no positions, since the kernel would go over a line's end.
+class TapPlan {
+ public:
+  /// Slabs of about `most_bytes`, or of one line; `unit` steps make a unit.
+  TapPlan(const ConvShape& shape, std::int64_t most_bytes, int unit);
+
+  struct Slab {
+    std::int64_t sample = 0, depth = 0;
+    std::int64_t line = 0, lines = 0;  ///< of the output
+  };
+  std::int64_t slabs() const { return shape_.batch * size_[0] * parts_; }
+  Slab slab(std::int64_t index) const;
+  std::int64_t slab_bytes() const { return slab_bytes_; }
+  /// Bytes behind the last slab that are read, too.
+  std::int64_t slack() const;
+
+  std::int64_t tokens(const Slab& slab) const { return (slab.lines - 1) * pitch_ + size_[2]; }
+  /// From one line of the output to the next one, in tokens: the first `width` are positions.
+  std::int64_t pitch() const { return pitch_; }
+  std::int64_t width() const { return size_[2]; }
+  /// Positions among the first `tokens` of a slab.
+  std::int64_t positions(std::int64_t tokens) const;
+  /// From one token to the next.
+  std::int64_t token_bytes() const { return shape_.stride[2] * shape_.channels; }
+
+  const TapRun* runs() const { return runs_.data(); }
+  std::int64_t run_count() const { return static_cast<std::int64_t>(runs_.size()); }
+  const TapStep* steps() const { return steps_.data(); }
+  std::int64_t step_count() const { return static_cast<std::int64_t>(steps_.size()); }
+
+  /// A slab is copied in so many parts.
+  std::int64_t fill_parts() const { return shape_.kernel[0] * line_parts_; }
+  void fill(const IntegerConvArgs& args, const Slab& slab, std::int64_t part,
+            std::int8_t* to) const;
+
+ private:
+  void add_run(std::int64_t offset, std::int64_t first_tap, std::int64_t taps, int unit);
+  std::int64_t input_lines(std::int64_t lines) const;
+  std::int64_t line_bytes() const { return pitch_ * token_bytes(); }
+  std::int8_t* line_at(std::int8_t* plane, std::int64_t line) const;
+
+  ConvShape shape_;
+  ConvShape::Extent size_;
+  std::int64_t pitch_;
+  std::int64_t lines_, parts_;    ///< of the output, in a slab; slabs of one sample and depth
+  std::int64_t phase_lines_;      ///< of the copy
+  std::int64_t plane_bytes_, slab_bytes_;
+  std::int64_t fill_lines_, line_parts_;
+  std::vector<TapRun> runs_;
+  std::vector<TapStep> steps_;
+};
+
+/// Some tokens by some tiles of the weight's rows.
+struct TapBlock {
+  const TapPlan& plan;
+  const std::int8_t* x;       ///< of the block's first token, from the group's first channel on
+  std::int64_t first, count;  ///< tokens of the slab
+  const std::byte* panel;     ///< what decode() made of
+  const std::byte* weight;    ///< those tiles
+  const PackedLayout& layout;
+  int tiles;
+  std::int64_t rows;  ///< of the weight
+  float x_scale;
+  FloatType type;
+  const void* bias;  ///< (rows), or null
+  void* y;           ///< (positions, y_stride), of `type`
+  std::int64_t y_stride;
+};
+
+/// y as integer_linear.h has it, of one group a row: y = fma(fma(S, scale_w, 0), scale_x, bias).
+struct TapConvKernel {
+  static constexpr int kTiles = 2;     ///< at most, of rows
+  static constexpr int kTokens = 256;  ///< at most
+  static constexpr int kTileTokens = 16;  ///< that are read together, whether there are or not
+
+  int unit;  ///< steps
+  /// Takes up to kTiles tiles apart: plan.step_count() lines for each of them.
+  void (*decode)(const TapPlan& plan, const PackedLayout& layout, const std::byte* weight,
+                 int tiles, std::byte* panel);
+  void (*multiply)(const TapBlock& block);
+};
+extern const TapConvKernel tap_conv__amx;
+
+/// The kernel of an instruction set for such a convolution, or null.
+QUANTAL_API const TapConvKernel* find_tap_conv(Isa isa, const ConvShape& shape,
+                                               const PackedLayout& layout);
+
+/// Whether that takes less time than patches.
+bool goes_by_taps(Isa isa, const ConvShape& shape, const PackedLayout& layout);
+
+/// What integer_conv() gives. Precondition: there is a kernel.
+QUANTAL_API bool conv_by_taps(Isa isa, const IntegerConvArgs& args,
+                              const ParallelFor& parallel_for = serial_for);
+
+}  // namespace quantal::kernels
