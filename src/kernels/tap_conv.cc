@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "kernels/scratch.h"
+#include "kernels/variants.h"
 
 namespace quantal::kernels {
 namespace {
@@ -38,19 +39,35 @@ class TapConv {
   }
 
   bool run(std::int64_t first_slab, std::int64_t slabs, const ParallelFor& parallel_for) const {
-    const Scratch copy((slabs * plan_.slab_bytes() + plan_.slack() + 3) / 4);
+    const std::int64_t size = (slabs * plan_.slab_bytes() + plan_.slack() + 15) / 16 * 16;
+    const Scratch copy(size / 4), wide(kernel_.is_wide ? size / 2 : 0);
     auto* codes = reinterpret_cast<std::int8_t*>(copy.data());
+    const std::uint8_t flip = kernel_.is_unsigned ? 0x80 : 0;
     const std::int64_t parts = plan_.fill_parts();
     parallel_for(slabs * parts, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
-        plan_.fill(args_, plan_.slab(first_slab + i / parts), i % parts,
+        plan_.fill(args_, plan_.slab(first_slab + i / parts), i % parts, flip,
                    codes + i / parts * plan_.slab_bytes());
       }
     });
+    if (kernel_.is_wide) {
+      auto* to = reinterpret_cast<std::int16_t*>(wide.data());
+      parallel_for(size / 16, [&](std::int64_t begin, std::int64_t end) {
+        kernel_.widen(codes + begin * 16, (end - begin) * 16, to + begin * 16);
+      });
+    }
+    const auto* x = reinterpret_cast<const std::byte*>(kernel_.is_wide ? wide.data() : copy.data());
+    return multiply(first_slab, slabs, x, parallel_for);
+  }
+
+ private:
+  bool multiply(std::int64_t first_slab, std::int64_t slabs, const std::byte* x,
+                const ParallelFor& parallel_for) const {
     std::atomic<bool> all_have_codes = true;
     const std::int64_t blocks = slabs * slab_blocks_;
     parallel_for(shape_.groups * pairs_ * blocks, [&](std::int64_t begin, std::int64_t end) {
-      const Scratch panel(plan_.step_count() * TapConvKernel::kTiles * kTileRows);
+      const Scratch panel((plan_.step_count() * kernel_.step_bytes + TapConvKernel::kHeadBytes) *
+                          TapConvKernel::kTiles / 4);
       const Scratch results(TapConvKernel::kTokens * kPairRows);
       const Scratch result_codes(args_.y_scale ? TapConvKernel::kTokens * kPairRows / 4 : 0);
       const Work work{reinterpret_cast<std::byte*>(panel.data()), results.data(),
@@ -62,7 +79,7 @@ class TapConv {
         }
         const std::int64_t slab = i % blocks / slab_blocks_;
         if (!run_block(first_slab + slab, i % slab_blocks_, rows,
-                       codes + slab * plan_.slab_bytes(), work)) {
+                       x + slab * plan_.slab_bytes() * code_bytes(), work)) {
           all_have_codes = false;
         }
       }
@@ -70,7 +87,6 @@ class TapConv {
     return all_have_codes;
   }
 
- private:
   static constexpr std::int64_t kPairRows = TapConvKernel::kTiles * kTileRows;
 
   // Of one group, in up to kTiles tiles.
@@ -87,13 +103,15 @@ class TapConv {
             args_.weight + first / kTileRows * args_.layout->tile_bytes()};
   }
 
+  std::int64_t code_bytes() const { return kernel_.is_wide ? 2 : 1; }
+
   struct Work {
     std::byte* panel;
     float* results;
     std::int8_t* codes;
   };
   bool run_block(std::int64_t slab_index, std::int64_t block, const Rows& rows,
-                 const std::int8_t* slab_codes, const Work& work) const {
+                 const std::byte* x, const Work& work) const {
     const TapPlan::Slab slab = plan_.slab(slab_index);
     const std::int64_t first = block * TapConvKernel::kTokens;
     const std::int64_t count =
@@ -105,7 +123,8 @@ class TapConv {
         (slab.depth * shape_.output()[1] + slab.line) * shape_.output()[2] + before;
     TapBlock call{
         .plan = plan_,
-        .x = slab_codes + first * plan_.token_bytes() + rows.group * shape_.group_channels(),
+        .x = x + (first * plan_.token_bytes() + rows.group * shape_.group_channels()) *
+                     code_bytes(),
         .first = first,
         .count = count,
         .panel = work.panel,
@@ -176,11 +195,14 @@ const TapConvKernel* find_tap_conv(Isa isa, const ConvShape& shape, const Packed
       shape.columns() > kMostColumns) {
     return nullptr;
   }
+  return best_variant<const TapConvKernel*>(isa, {
 #if defined(__x86_64__)
-  if (isa == Isa::kAmx) return &tap_conv__amx;
+                                                     {Isa::kAmx, &tap_conv__amx},
+                                                     {Isa::kAvx512Vnni, &tap_conv__avx512_vnni},
+                                                     {Isa::kAvxVnni, &tap_conv__avx_vnni},
+                                                     {Isa::kAvx2, &tap_conv__avx2},
 #endif
-  static_cast<void>(isa);
-  return nullptr;
+                                                     {Isa::kPortable, nullptr}});
 }
 
 bool goes_by_taps(Isa isa, const ConvShape& shape, const PackedLayout& layout) {

@@ -59,12 +59,15 @@ class TapPlan {
 
   /// A slab is copied in so many parts.
   std::int64_t fill_parts() const { return shape_.kernel[0] * line_parts_; }
-  void fill(const IntegerConvArgs& args, const Slab& slab, std::int64_t part,
+  /// Each code xor `flip`.
+  void fill(const IntegerConvArgs& args, const Slab& slab, std::int64_t part, std::uint8_t flip,
             std::int8_t* to) const;
 
  private:
   void add_run(std::int64_t offset, std::int64_t first_tap, std::int64_t taps, int unit);
   std::int64_t input_lines(std::int64_t lines) const;
+  void gather_lines(const std::int8_t* planes, std::int64_t above, std::int64_t first,
+                    std::int64_t end, std::int8_t* to) const;
   std::int64_t line_bytes() const { return pitch_ * token_bytes(); }
   std::int8_t* line_at(std::int8_t* plane, std::int64_t line) const;
 
@@ -82,7 +85,7 @@ class TapPlan {
 /// Some tokens by some tiles of the weight's rows.
 struct TapBlock {
   const TapPlan& plan;
-  const std::int8_t* x;       ///< of the block's first token, from the group's first channel on
+  const void* x;              ///< the block's first token, from the group's first channel on
   std::int64_t first, count;  ///< tokens of the slab
   const std::byte* panel;     ///< what decode() made of
   const std::byte* weight;    ///< those tiles
@@ -98,17 +101,23 @@ struct TapBlock {
 
 /// y as integer_linear.h has it, of one group a row: y = fma(fma(S, scale_w, 0), scale_x, bias).
 struct TapConvKernel {
-  static constexpr int kTiles = 2;     ///< at most, of rows
-  static constexpr int kTokens = 256;  ///< at most
-  static constexpr int kTileTokens = 16;  ///< that are read together, whether there are or not
+  static constexpr int kTiles = 2;         ///< of rows, at most
+  static constexpr int kTokens = 288;      ///< at most
+  static constexpr int kTileTokens = 16;   ///< that are read together, whether there are or not
+  static constexpr int kHeadBytes = 64;    ///< of a tile's panel, beside its steps
 
-  int unit;  ///< steps
-  /// Takes up to kTiles tiles apart: plan.step_count() lines for each of them.
+  int unit;                  ///< steps
+  bool is_unsigned = false;  ///< x has codes + 128
+  bool is_wide = false;      ///< x has 16-bit numbers
+  int step_bytes = 64;       ///< of a panel
+  /// Takes up to kTiles tiles apart.
   void (*decode)(const TapPlan& plan, const PackedLayout& layout, const std::byte* weight,
                  int tiles, std::byte* panel);
   void (*multiply)(const TapBlock& block);
+  /// Codes as x has them, where that is wide: `count` of them, a multiple of 16.
+  void (*widen)(const std::int8_t* from, std::int64_t count, std::int16_t* to) = nullptr;
 };
-extern const TapConvKernel tap_conv__amx;
+extern const TapConvKernel tap_conv__avx2, tap_conv__avx_vnni, tap_conv__avx512_vnni, tap_conv__amx;
 
 /// The kernel of an instruction set for such a convolution, or null.
 QUANTAL_API const TapConvKernel* find_tap_conv(Isa isa, const ConvShape& shape,

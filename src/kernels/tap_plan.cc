@@ -93,7 +93,7 @@ std::int8_t* TapPlan::line_at(std::int8_t* plane, std::int64_t line) const {
 }
 
 void TapPlan::fill(const IntegerConvArgs& args, const Slab& slab, std::int64_t part,
-                   std::int8_t* to) const {
+                   std::uint8_t flip, std::int8_t* to) const {
   const std::int64_t d = part / line_parts_, first = part % line_parts_ * fill_lines_;
   const std::int64_t end = std::min(first + fill_lines_, input_lines(slab.lines));
   const std::int64_t z =
@@ -119,20 +119,35 @@ void TapPlan::fill(const IntegerConvArgs& args, const Slab& slab, std::int64_t p
       std::memcpy(line + left * channels, sample + pixel * channels, count * channels);
     }
   }
-  if (args.order == ChannelOrder::kLast || z < 0 || z >= shape_.input[0]) return;
-  // Of all lines at once: there may be few pixels in one.
+  const bool has_pixels = z >= 0 && z < shape_.input[0];
+  if (args.order == ChannelOrder::kPlanes && has_pixels) {
+    gather_lines(sample + z * shape_.input[1] * width, above, first, end, plane);
+  }
+  if (flip == 0) return;
+  for (std::int64_t i = first; i < end; ++i) {
+    std::int8_t* line = line_at(plane, i);
+    for (std::int64_t k = 0; k < line_bytes(); ++k) {
+      line[k] = static_cast<std::int8_t>(line[k] ^ flip);
+    }
+  }
+}
+
+// Pixels of planes: of all lines at once, since there may be few in one.
+void TapPlan::gather_lines(const std::int8_t* planes, std::int64_t above, std::int64_t first,
+                           std::int64_t end, std::int8_t* to) const {
+  const std::int64_t channels = shape_.channels, width = shape_.input[2];
+  const std::int64_t pixels = line_bytes() / channels, left = std::min(shape_.padding[2], pixels);
   const std::int64_t begin_y = std::clamp<std::int64_t>(above + first, 0, shape_.input[1]);
   const std::int64_t end_y = std::clamp<std::int64_t>(above + end, 0, shape_.input[1]);
   std::vector<std::int8_t> unread(channels);
   std::vector<std::int8_t*> pixel_at;
   for (std::int64_t y = begin_y; y < end_y; ++y) {
-    std::int8_t* line = line_at(plane, y - above) + left * channels;
-    for (std::int64_t x = 0; x < width; ++x) {
-      pixel_at.push_back(x < count ? line + x * channels : unread.data());
+    std::int8_t* line = line_at(to, y - above);
+    for (std::int64_t x = left; x < left + width; ++x) {
+      pixel_at.push_back(x < pixels ? line + x * channels : unread.data());
     }
   }
-  gather_pixels(sample + (z * shape_.input[1] + begin_y) * width, shape_.pixels(), channels,
-                pixel_at);
+  gather_pixels(planes + begin_y * width, shape_.pixels(), channels, pixel_at);
 }
 
 }  // namespace quantal::kernels
