@@ -15,6 +15,11 @@ constexpr std::int64_t kThreadBytes = 512 << 10;
 constexpr std::int64_t kSharedBytes = 2 << 20;
 // With so many, threads that get one more than others do not matter.
 constexpr std::int64_t kManyStrips = 16;
+// Blocks of tokens that divide well among threads, and so few that rows of the weight do better.
+constexpr std::int64_t kManyBlocks = 24;
+constexpr std::int64_t kFewBlocks = 8;
+// Of panels that are all kept at once.
+constexpr std::int64_t kMostPanelBytes = 1 << 20;
 // A panel of more columns leaves the second-level cache.
 constexpr std::int64_t kMostColumns = 1 << 14;
 // Taking the weight apart takes as long as multiplying it by so many tokens.
@@ -31,14 +36,35 @@ class TapConv {
         kernel_(*find_tap_conv(isa, args.shape, *args.layout)),
         plan_(args.shape, slab_bytes, kernel_.unit),
         pairs_(ceil_div(shape_.group_rows(), kPairRows)),
-        slab_blocks_(ceil_div(plan_.tokens(plan_.slab(0)), TapConvKernel::kTokens)) {}
+        block_tokens_(TapConvKernel::kTokens) {
+    const std::int64_t tokens = plan_.tokens(plan_.slab(0));
+    const auto blocks = [&] { return plan_.slabs() * ceil_div(tokens, block_tokens_); };
+    while (block_tokens_ > TapConvKernel::kFewestTokens && blocks() < kManyBlocks) {
+      block_tokens_ -= TapConvKernel::kFewestTokens;
+    }
+    slab_blocks_ = ceil_div(tokens, block_tokens_);
+    keeps_panels_ = blocks() >= kFewBlocks &&
+                    shape_.groups * pairs_ * panel_floats() * 4 <= kMostPanelBytes;
+  }
 
   std::int64_t slabs() const { return plan_.slabs(); }
   std::int64_t slabs_in(std::int64_t bytes) const {
     return std::max<std::int64_t>(1, bytes / plan_.slab_bytes());
   }
 
-  bool run(std::int64_t first_slab, std::int64_t slabs, const ParallelFor& parallel_for) const {
+  /// Of all panels, where they are made once; else each thread makes those that it needs.
+  std::int64_t panels_floats() const {
+    return keeps_panels_ ? shape_.groups * pairs_ * panel_floats() : 0;
+  }
+  void fill_panels(float* panels, const ParallelFor& parallel_for) const {
+    if (!keeps_panels_) return;
+    parallel_for(shape_.groups * pairs_, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) decode(rows_of(i), panels + i * panel_floats());
+    });
+  }
+
+  bool run(std::int64_t first_slab, std::int64_t slabs, const float* panels,
+           const ParallelFor& parallel_for) const {
     const std::int64_t size = (slabs * plan_.slab_bytes() + plan_.slack() + 15) / 16 * 16;
     const Scratch copy(size / 4), wide(kernel_.is_wide ? size / 2 : 0);
     auto* codes = reinterpret_cast<std::int8_t*>(copy.data());
@@ -56,38 +82,21 @@ class TapConv {
         kernel_.widen(codes + begin * 16, (end - begin) * 16, to + begin * 16);
       });
     }
-    const auto* x = reinterpret_cast<const std::byte*>(kernel_.is_wide ? wide.data() : copy.data());
-    return multiply(first_slab, slabs, x, parallel_for);
+    const Strip strip{
+        first_slab, slabs * slab_blocks_,
+        reinterpret_cast<const std::byte*>(kernel_.is_wide ? wide.data() : copy.data())};
+    return keeps_panels_ ? multiply_blocks(strip, panels, parallel_for)
+                         : multiply_pairs(strip, parallel_for);
   }
 
  private:
-  bool multiply(std::int64_t first_slab, std::int64_t slabs, const std::byte* x,
-                const ParallelFor& parallel_for) const {
-    std::atomic<bool> all_have_codes = true;
-    const std::int64_t blocks = slabs * slab_blocks_;
-    parallel_for(shape_.groups * pairs_ * blocks, [&](std::int64_t begin, std::int64_t end) {
-      const Scratch panel((plan_.step_count() * kernel_.step_bytes + TapConvKernel::kHeadBytes) *
-                          TapConvKernel::kTiles / 4);
-      const Scratch results(TapConvKernel::kTokens * kPairRows);
-      const Scratch result_codes(args_.y_scale ? TapConvKernel::kTokens * kPairRows / 4 : 0);
-      const Work work{reinterpret_cast<std::byte*>(panel.data()), results.data(),
-                      reinterpret_cast<std::int8_t*>(result_codes.data())};
-      for (std::int64_t i = begin; i < end && all_have_codes; ++i) {
-        const Rows rows = rows_of(i / blocks);
-        if (i == begin || i % blocks == 0) {
-          kernel_.decode(plan_, *args_.layout, rows.weight, rows.tiles, work.panel);
-        }
-        const std::int64_t slab = i % blocks / slab_blocks_;
-        if (!run_block(first_slab + slab, i % slab_blocks_, rows,
-                       x + slab * plan_.slab_bytes() * code_bytes(), work)) {
-          all_have_codes = false;
-        }
-      }
-    });
-    return all_have_codes;
-  }
-
   static constexpr std::int64_t kPairRows = TapConvKernel::kTiles * kTileRows;
+
+  struct Strip {
+    std::int64_t first_slab;
+    std::int64_t blocks;
+    const std::byte* x;
+  };
 
   // Of one group, in up to kTiles tiles.
   struct Rows {
@@ -103,37 +112,80 @@ class TapConv {
             args_.weight + first / kTileRows * args_.layout->tile_bytes()};
   }
 
-  std::int64_t code_bytes() const { return kernel_.is_wide ? 2 : 1; }
+  std::int64_t panel_floats() const {
+    return TapConvKernel::kTiles *
+           (plan_.step_count() * kernel_.step_bytes + TapConvKernel::kHeadBytes) / 4;
+  }
+  void decode(const Rows& rows, float* panel) const {
+    kernel_.decode(plan_, *args_.layout, rows.weight, rows.tiles,
+                   reinterpret_cast<std::byte*>(panel));
+  }
 
-  struct Work {
-    std::byte* panel;
-    float* results;
-    std::int8_t* codes;
+  // A thread has some tokens, and all rows of the weight.
+  bool multiply_blocks(const Strip& strip, const float* panels,
+                       const ParallelFor& parallel_for) const {
+    std::atomic<bool> all_have_codes = true;
+    parallel_for(strip.blocks, [&](std::int64_t begin, std::int64_t end) {
+      const Results results(*this);
+      for (std::int64_t i = begin; i < end; ++i) {
+        for (std::int64_t pair = 0; pair < shape_.groups * pairs_ && all_have_codes; ++pair) {
+          if (!run_block(strip, i, rows_of(pair), panels + pair * panel_floats(), results)) {
+            all_have_codes = false;
+          }
+        }
+      }
+    });
+    return all_have_codes;
+  }
+
+  // A thread has some rows, and all tokens.
+  bool multiply_pairs(const Strip& strip, const ParallelFor& parallel_for) const {
+    std::atomic<bool> all_have_codes = true;
+    const std::int64_t blocks = strip.blocks;
+    parallel_for(shape_.groups * pairs_ * blocks, [&](std::int64_t begin, std::int64_t end) {
+      const Scratch panel(panel_floats());
+      const Results results(*this);
+      for (std::int64_t i = begin; i < end && all_have_codes; ++i) {
+        const Rows rows = rows_of(i / blocks);
+        if (i == begin || i % blocks == 0) decode(rows, panel.data());
+        if (!run_block(strip, i % blocks, rows, panel.data(), results)) all_have_codes = false;
+      }
+    });
+    return all_have_codes;
+  }
+
+  // Of a block, where they do not go to y at once.
+  struct Results {
+    explicit Results(const TapConv& conv)
+        : numbers(conv.block_tokens_ * kPairRows),
+          codes(conv.args_.y_scale ? conv.block_tokens_ * kPairRows / 4 : 0) {}
+    Scratch numbers, codes;
   };
-  bool run_block(std::int64_t slab_index, std::int64_t block, const Rows& rows,
-                 const std::byte* x, const Work& work) const {
-    const TapPlan::Slab slab = plan_.slab(slab_index);
-    const std::int64_t first = block * TapConvKernel::kTokens;
-    const std::int64_t count =
-        std::min<std::int64_t>(TapConvKernel::kTokens, plan_.tokens(slab) - first);
+
+  bool run_block(const Strip& strip, std::int64_t index, const Rows& rows, const float* panel,
+                 const Results& results) const {
+    const std::int64_t slab_index = index / slab_blocks_;
+    const TapPlan::Slab slab = plan_.slab(strip.first_slab + slab_index);
+    const std::int64_t first = index % slab_blocks_ * block_tokens_;
+    const std::int64_t count = std::min(block_tokens_, plan_.tokens(slab) - first);
     if (count <= 0) return true;
     const std::int64_t before = plan_.positions(first);
     const std::int64_t positions = plan_.positions(first + count) - before;
     const std::int64_t position =
         (slab.depth * shape_.output()[1] + slab.line) * shape_.output()[2] + before;
-    TapBlock call{
-        .plan = plan_,
-        .x = x + (first * plan_.token_bytes() + rows.group * shape_.group_channels()) *
-                     code_bytes(),
-        .first = first,
-        .count = count,
-        .panel = work.panel,
-        .weight = rows.weight,
-        .layout = *args_.layout,
-        .tiles = rows.tiles,
-        .rows = rows.count,
-        .x_scale = args_.scales[slab.sample],
-        .type = args_.type};
+    const std::int64_t code = slab_index * plan_.slab_bytes() + first * plan_.token_bytes() +
+                              rows.group * shape_.group_channels();
+    TapBlock call{.plan = plan_,
+                  .x = strip.x + code * (kernel_.is_wide ? 2 : 1),
+                  .first = first,
+                  .count = count,
+                  .panel = reinterpret_cast<const std::byte*>(panel),
+                  .weight = rows.weight,
+                  .layout = *args_.layout,
+                  .tiles = rows.tiles,
+                  .rows = rows.count,
+                  .x_scale = args_.scales[slab.sample],
+                  .type = args_.type};
     if (args_.bias != nullptr) {
       call.bias = static_cast<const std::byte*>(args_.bias) + rows.first * size_of(args_.type);
     }
@@ -144,18 +196,19 @@ class TapConv {
       kernel_.multiply(call);
       return true;
     }
-    call.y = work.results;
+    call.y = results.numbers.data();
     call.y_stride = rows.count;
     kernel_.multiply(call);
-    const void* results = work.results;
+    const void* source = call.y;
     if (args_.y_scale) {
-      results = work.codes;
-      if (!quantize_codes(isa_, work.results, args_.type, positions * rows.count, *args_.y_scale,
-                          work.codes)) {
+      auto* codes = reinterpret_cast<std::int8_t*>(results.codes.data());
+      source = codes;
+      if (!quantize_codes(isa_, call.y, args_.type, positions * rows.count, *args_.y_scale,
+                          codes)) {
         return false;
       }
     }
-    store_rows(args_, {.source = static_cast<const std::byte*>(results),
+    store_rows(args_, {.source = static_cast<const std::byte*>(source),
                        .stride = rows.count,
                        .count = rows.count,
                        .sample = slab.sample,
@@ -170,18 +223,22 @@ class TapConv {
   const ConvShape& shape_;
   const TapConvKernel& kernel_;
   TapPlan plan_;
-  std::int64_t pairs_;        ///< of tiles, in a group
-  std::int64_t slab_blocks_;  ///< of tokens
+  std::int64_t pairs_;         ///< of tiles, in a group
+  std::int64_t block_tokens_;  ///< at most
+  std::int64_t slab_blocks_;
+  bool keeps_panels_;
 };
 
-bool run_strips(const TapConv& conv, std::int64_t slabs, const ParallelFor& outer,
-                const ParallelFor& inner) {
+bool run_strips(const TapConv& conv, std::int64_t slabs, const float* panels,
+                const ParallelFor& outer, const ParallelFor& inner) {
   const std::int64_t strips = ceil_div(conv.slabs(), slabs);
   std::atomic<bool> all_have_codes = true;
   outer(strips, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end && all_have_codes; ++i) {
       const std::int64_t first = i * slabs;
-      if (!conv.run(first, std::min(slabs, conv.slabs() - first), inner)) all_have_codes = false;
+      if (!conv.run(first, std::min(slabs, conv.slabs() - first), panels, inner)) {
+        all_have_codes = false;
+      }
     }
   });
   return all_have_codes;
@@ -214,9 +271,13 @@ bool goes_by_taps(Isa isa, const ConvShape& shape, const PackedLayout& layout) {
 bool conv_by_taps(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {
   const TapConv own(isa, args, kThreadBytes);
   const std::int64_t slabs = own.slabs_in(kThreadBytes);
-  if (own.slabs() / slabs >= kManyStrips) return run_strips(own, slabs, parallel_for, serial_for);
+  const bool has_many_strips = own.slabs() / slabs >= kManyStrips;
   const TapConv shared(isa, args, kSharedBytes);
-  return run_strips(shared, shared.slabs_in(kSharedBytes), serial_for, parallel_for);
+  const TapConv& conv = has_many_strips ? own : shared;
+  const Scratch panels(conv.panels_floats());
+  conv.fill_panels(panels.data(), parallel_for);
+  if (has_many_strips) return run_strips(own, slabs, panels.data(), parallel_for, serial_for);
+  return run_strips(shared, shared.slabs_in(kSharedBytes), panels.data(), serial_for, parallel_for);
 }
 
 }  // namespace quantal::kernels

@@ -103,6 +103,7 @@ struct TapBlock {
 struct TapConvKernel {
   static constexpr int kTiles = 2;         ///< of rows, at most
   static constexpr int kTokens = 288;      ///< at most
+  static constexpr int kFewestTokens = 96;  ///< a multiple of those that are computed together
   static constexpr int kTileTokens = 16;   ///< that are read together, whether there are or not
   static constexpr int kHeadBytes = 64;    ///< of a tile's panel, beside its steps
 

@@ -15,6 +15,10 @@ std::int64_t span(const ConvShape& shape, int dim) {
   return (shape.kernel[dim] - 1) * shape.dilation[dim] + 1;
 }
 
+void flip_bytes(std::int8_t* bytes, std::int64_t count, std::uint8_t flip) {
+  for (std::int64_t i = 0; i < count; ++i) bytes[i] = static_cast<std::int8_t>(bytes[i] ^ flip);
+}
+
 }  // namespace
 
 TapPlan::TapPlan(const ConvShape& shape, std::int64_t most_bytes, int unit)
@@ -124,12 +128,7 @@ void TapPlan::fill(const IntegerConvArgs& args, const Slab& slab, std::int64_t p
     gather_lines(sample + z * shape_.input[1] * width, above, first, end, plane);
   }
   if (flip == 0) return;
-  for (std::int64_t i = first; i < end; ++i) {
-    std::int8_t* line = line_at(plane, i);
-    for (std::int64_t k = 0; k < line_bytes(); ++k) {
-      line[k] = static_cast<std::int8_t>(line[k] ^ flip);
-    }
-  }
+  for (std::int64_t i = first; i < end; ++i) flip_bytes(line_at(plane, i), line_bytes(), flip);
 }
 
 // Pixels of planes: of all lines at once, since there may be few in one.

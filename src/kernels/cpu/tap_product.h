@@ -18,27 +18,48 @@
 namespace quantal::kernels {
 namespace {
 
-template <typename Product, typename Store, int tiles>
-void multiply_tokens(const TapBlock& block) {
-  constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
-  [[maybe_unused]] const typename Product::Registers registers;
-  const std::array<Store, 2> stores{Store(block, 0), Store(block, tiles - 1)};
-  const std::int64_t pitch = block.plan.pitch(), width = block.plan.width();
-  std::int64_t column = block.first % pitch, position = 0;
-  alignas(64) std::int32_t totals[Product::kTokens * tiles * kTileRows];
-  for (std::int64_t token = 0; token < block.count; token += Product::kTokens) {
-    const std::int64_t count = std::min<std::int64_t>(Product::kTokens, block.count - token);
-    Product::template multiply<tiles>(block, token, count, totals);
-    for (std::int64_t t = 0; t < count; ++t) {
-      if (column < width) {
-        for (int j = 0; j < tiles; ++j) {
-          stores[j].store(position, totals + (t * tiles + j) * kTileRows);
-        }
-        ++position;
+/// Sums of tokens one after the other, of which those that are positions go to y.
+template <typename Store, int tiles>
+class Positions {
+ public:
+  explicit Positions(const TapBlock& block)
+      : stores_{Store(block, 0), Store(block, tiles - 1)},
+        pitch_(block.plan.pitch()),
+        width_(block.plan.width()),
+        column_(block.first % pitch_) {}
+
+  void store(std::int64_t count, const std::int32_t* totals) {
+    constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
+    for (std::int64_t t = 0; t < count; ++t, totals += tiles * kTileRows) {
+      if (column_ < width_) {
+        for (int j = 0; j < tiles; ++j) stores_[j].store(position_, totals + j * kTileRows);
+        ++position_;
       }
-      if (++column == pitch) column = 0;
+      if (++column_ == pitch_) column_ = 0;
     }
   }
+
+ private:
+  std::array<Store, 2> stores_;
+  std::int64_t pitch_, width_;
+  std::int64_t column_, position_ = 0;
+};
+
+template <typename Product, typename Store, int tiles>
+void multiply_tokens(const TapBlock& block) {
+  [[maybe_unused]] const typename Product::Registers registers;
+  Positions<Store, tiles> positions(block);
+  // Sums are stored while the next ones are computed: tiles take a while to get to memory.
+  alignas(64) std::int32_t totals[2][Product::kTokens * tiles * PackedLayout::kTileRows];
+  std::int64_t before = 0;
+  int which = 0;
+  for (std::int64_t token = 0; token < block.count; token += Product::kTokens, which ^= 1) {
+    const std::int64_t count = std::min<std::int64_t>(Product::kTokens, block.count - token);
+    Product::template multiply<tiles>(block, token, count, totals[which]);
+    positions.store(before, totals[which ^ 1]);
+    before = count;
+  }
+  positions.store(before, totals[which ^ 1]);
 }
 
 template <typename Product, typename Store>

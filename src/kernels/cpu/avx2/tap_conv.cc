@@ -16,10 +16,12 @@
 namespace quantal::kernels {
 namespace {
 
-// Now: GCC would add the products of several steps first, and runs out of registers for them.
+// sum += products, now: GCC would add those of several steps first, and runs out of registers for
+// them.
 inline __attribute__((always_inline)) void add_products(__m256i& sum, __m256i weight, __m256i x) {
-  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(weight, x));
-  __asm__("" : "+x"(sum));
+  __m256i total = _mm256_add_epi32(sum, _mm256_madd_epi16(weight, x));
+  __asm__("" : "+x"(total));
+  sum = total;
 }
 
 // Bytes 0, 2 and so on as 16-bit numbers.
@@ -45,13 +47,14 @@ struct PairDot {
                                                         std::int64_t stride,
                                                         __m256i (&sums)[tokens][2]) {
     QUANTAL_UNROLL for (int pair = 0; pair < 2; ++pair) {
-      const HalfPair weight = load_pair(step + pair * kStepBytes / 2);
+      const auto* weight = reinterpret_cast<const __m256i*>(step + pair * kStepBytes / 2);
+      const __m256i low = _mm256_loadu_si256(weight), high = _mm256_loadu_si256(weight + 1);
       QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
         std::int32_t both;
         std::memcpy(&both, x + t * stride + 2L * pair, sizeof(both));
         const __m256i values = _mm256_set1_epi32(both);
-        add_products(sums[t][0], weight.low, values);
-        add_products(sums[t][1], weight.high, values);
+        add_products(sums[t][0], low, values);
+        add_products(sums[t][1], high, values);
       }
     }
   }

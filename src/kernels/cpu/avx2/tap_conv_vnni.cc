@@ -50,13 +50,14 @@ struct ByteDot {
   static inline __attribute__((always_inline)) void add(const std::byte* step, const Code* x,
                                                         std::int64_t stride,
                                                         __m256i (&sums)[tokens][2]) {
-    const HalfPair weight = load_pair(step);
+    const auto* weight = reinterpret_cast<const __m256i*>(step);
+    const __m256i low = _mm256_loadu_si256(weight), high = _mm256_loadu_si256(weight + 1);
     QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
       std::int32_t codes;
       std::memcpy(&codes, x + t * stride, sizeof(codes));
       const __m256i values = _mm256_set1_epi32(codes);
-      add_products(sums[t][0], values, weight.low);
-      add_products(sums[t][1], values, weight.high);
+      add_products(sums[t][0], values, low);
+      add_products(sums[t][1], values, high);
     }
   }
 };
