@@ -6,12 +6,7 @@
 #include <vector>
 
 #include "kernels/scratch.h"
-
-#if defined(__clang__)
-#define QUANTAL_UNROLL _Pragma("unroll")
-#else
-#define QUANTAL_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "kernels/transpose_square.h"
 
 namespace quantal::kernels {
 namespace {
@@ -65,44 +60,6 @@ void copy_few(const std::int8_t* from, std::int64_t count, std::int8_t* to) {
     copy_ends<std::uint32_t>(from, count, to);
   } else {
     for (std::int64_t i = 0; i < count; ++i) to[i] = from[i];
-  }
-}
-
-/// A register, whatever the processor.
-template <typename Element>
-struct Register {
-  static constexpr int kLanes = 16 / sizeof(Element);
-  typedef Element Lanes __attribute__((vector_size(16)));
-
-  static Lanes load(const Element* from) {
-    Lanes lanes;
-    std::memcpy(&lanes, from, sizeof(lanes));
-    return lanes;
-  }
-  static void store(Lanes lanes, Element* to) { std::memcpy(to, &lanes, sizeof(lanes)); }
-
-  /// Lanes begin, begin + 1, … of a and b in turn, of as many as fit.
-  template <int begin>
-  static Lanes both(Lanes a, Lanes b) {
-    return [&]<int... i>(std::integer_sequence<int, i...>) {
-      return __builtin_shufflevector(a, b, (begin + i / 2 + i % 2 * kLanes)...);
-    }(std::make_integer_sequence<int, kLanes>());
-  }
-};
-
-// Each step puts the first half of the rows between those of the second half: as many steps as an
-// index has bits exchange rows and lanes.
-template <typename Element, typename Lanes, int lanes>
-inline __attribute__((always_inline)) void transpose_square(Lanes (&rows)[lanes]) {
-  using Of = Register<Element>;
-  static_assert(lanes == Of::kLanes);
-  QUANTAL_UNROLL for (int step = 1; step < lanes; step *= 2) {
-    Lanes next[lanes];
-    QUANTAL_UNROLL for (int i = 0; i < lanes / 2; ++i) {
-      next[2 * i] = Of::template both<0>(rows[i], rows[i + lanes / 2]);
-      next[2 * i + 1] = Of::template both<lanes / 2>(rows[i], rows[i + lanes / 2]);
-    }
-    QUANTAL_UNROLL for (int i = 0; i < lanes; ++i) rows[i] = next[i];
   }
 }
 
@@ -282,16 +239,6 @@ void write_pixels(const ConvShape& shape, const Element* input, std::int64_t fir
   }
 }
 
-template <typename Element>
-void transpose_block(const Element* from, std::int64_t from_stride, Element* to,
-                     std::int64_t to_stride) {
-  using Of = Register<Element>;
-  typename Of::Lanes rows[Of::kLanes];
-  QUANTAL_UNROLL for (int i = 0; i < Of::kLanes; ++i) rows[i] = Of::load(from + i * from_stride);
-  transpose_square<Element>(rows);
-  QUANTAL_UNROLL for (int i = 0; i < Of::kLanes; ++i) Of::store(rows[i], to + i * to_stride);
-}
-
 }  // namespace
 
 ChannelOrder patch_order(const ConvShape& shape) {
@@ -334,55 +281,5 @@ void CodePatches::write(const PackedLayout& layout, std::int64_t begin, std::int
     }
   }
 }
-
-template <typename Element>
-void transpose(const Element* from, std::int64_t from_stride, std::int64_t rows,
-               std::int64_t columns, Element* to, std::int64_t to_stride) {
-  constexpr int kBlock = Register<Element>::kLanes;
-  const std::int64_t whole_rows = rows / kBlock * kBlock;
-  const std::int64_t whole_columns = columns / kBlock * kBlock;
-  for (std::int64_t r = 0; r < whole_rows; r += kBlock) {
-    for (std::int64_t c = 0; c < whole_columns; c += kBlock) {
-      transpose_block(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
-    }
-  }
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) {
-      to[c * to_stride + r] = from[r * from_stride + c];
-    }
-  }
-}
-
-void gather_pixels(const std::int8_t* from, std::int64_t plane, std::int64_t channels,
-                   std::span<std::int8_t* const> to) {
-  using Of = Register<std::int8_t>;
-  const auto pixels = static_cast<std::int64_t>(to.size());
-  if (pixels < Of::kLanes || channels < Of::kLanes) {
-    for (std::int64_t p = 0; p < pixels; ++p) {
-      for (std::int64_t c = 0; c < channels; ++c) to[p][c] = from[c * plane + p];
-    }
-    return;
-  }
-  // The last ones of both, maybe again.
-  for (std::int64_t i = 0; i < pixels; i += Of::kLanes) {
-    const std::int64_t p = std::min(i, pixels - Of::kLanes);
-    for (std::int64_t k = 0; k < channels; k += Of::kLanes) {
-      const std::int64_t c = std::min(k, channels - Of::kLanes);
-      Of::Lanes rows[Of::kLanes];
-      QUANTAL_UNROLL for (int j = 0; j < Of::kLanes; ++j) {
-        rows[j] = Of::load(from + (c + j) * plane + p);
-      }
-      transpose_square<std::int8_t>(rows);
-      QUANTAL_UNROLL for (int j = 0; j < Of::kLanes; ++j) Of::store(rows[j], to[p + j] + c);
-    }
-  }
-}
-
-template void transpose(const std::int8_t*, std::int64_t, std::int64_t, std::int64_t, std::int8_t*,
-                        std::int64_t);
-template void transpose(const std::uint16_t*, std::int64_t, std::int64_t, std::int64_t,
-                        std::uint16_t*, std::int64_t);
-template void transpose(const float*, std::int64_t, std::int64_t, std::int64_t, float*,
-                        std::int64_t);
 
 }  // namespace quantal::kernels

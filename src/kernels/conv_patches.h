@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 
 #include "kernels/conv_shape.h"
 #include "kernels/packed_layout.h"
@@ -40,14 +39,5 @@ struct CodePatches {
   void write(const PackedLayout& layout, std::int64_t begin, std::int64_t end,
              const TokenCodes& out) const;
 };
-
-/// (rows, columns) of elements as (columns, rows), each row `from_stride` from the last one.
-template <typename Element>
-QUANTAL_API void transpose(const Element* from, std::int64_t from_stride, std::int64_t rows,
-                           std::int64_t columns, Element* to, std::int64_t to_stride);
-
-/// Pixels of planes, `plane` codes from each other: all channels of the i-th one go to to[i].
-void gather_pixels(const std::int8_t* from, std::int64_t plane, std::int64_t channels,
-                   std::span<std::int8_t* const> to);
 
 }  // namespace quantal::kernels

@@ -6,6 +6,7 @@
 #include "kernels/cpu/detect.h"
 #include "kernels/grouped_conv.h"
 #include "kernels/integer_conv.h"
+#include "kernels/tap_conv.h"
 
 namespace quantal::kernels {
 namespace {
@@ -13,6 +14,8 @@ namespace {
 // Rows of a group from which on products of codes make up for writing patches; below, rounding the
 // input and ATen's float convolution take less time.
 constexpr std::int64_t kIntegerRows = 64;
+// And where no patches are written, with products of bytes as fast as those of VNNI.
+constexpr std::int64_t kTapRows = 16, kTapChannels = 16;
 
 /// A convolution, and the numbers that decide.
 struct Problem {
@@ -140,6 +143,11 @@ ConvWay conv_way(Isa isa, const ConvShape& shape, ChannelOrder order, FloatType 
 
 bool gains_from_codes(Isa isa, const ConvShape& shape, const PackedLayout& layout) {
   if (shape.group_rows() >= kIntegerRows) return true;
+  const TapConvKernel* taps = find_tap_conv(isa, shape, layout);
+  if (taps != nullptr && !taps->is_wide && shape.group_rows() >= kTapRows &&
+      shape.group_channels() >= kTapChannels) {
+    return true;
+  }
   // Elsewhere it was not measured beside ATen.
   if (find_grouped_conv(isa, {}, ChannelOrder::kPlanes) == nullptr) return false;
   // In one order or the other, so that both round the same.

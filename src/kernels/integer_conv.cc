@@ -7,6 +7,7 @@
 #include "kernels/integer_linear.h"
 #include "kernels/scratch.h"
 #include "kernels/tap_conv.h"
+#include "kernels/transpose.h"
 
 namespace quantal::kernels {
 namespace {
@@ -113,14 +114,15 @@ bool run_block(Isa isa, const IntegerConvArgs& args, const std::int8_t* codes, c
                [&](std::int64_t begin, std::int64_t end) {
                  const std::int64_t first = begin * kTileRows;
                  const std::int64_t last = std::min(end * kTileRows, shape.group_rows());
-                 store_rows(args, {.source = reinterpret_cast<const std::byte*>(results.data()),
-                                   .stride = group.rows(),
-                                   .first = group.skipped + first,
-                                   .count = last - first,
-                                   .sample = block.sample,
-                                   .row = group.row + first,
-                                   .position = block.position,
-                                   .positions = block.count});
+                 store_rows(isa, args,
+                            {.source = reinterpret_cast<const std::byte*>(results.data()),
+                             .stride = group.rows(),
+                             .first = group.skipped + first,
+                             .count = last - first,
+                             .sample = block.sample,
+                             .row = group.row + first,
+                             .position = block.position,
+                             .positions = block.count});
                });
   return true;
 }
@@ -159,7 +161,7 @@ bool conv_by_patches(Isa isa, const IntegerConvArgs& args, const std::int8_t* co
 
 }  // namespace
 
-void store_rows(const IntegerConvArgs& args, const RowBlock& block) {
+void store_rows(Isa isa, const IntegerConvArgs& args, const RowBlock& block) {
   const ConvShape& shape = args.shape;
   const std::int64_t size = args.y_element_size();
   const std::byte* from = block.source + block.first * size;
@@ -183,16 +185,20 @@ void store_rows(const IntegerConvArgs& args, const RowBlock& block) {
     case 2:
       return transpose_elements(std::uint16_t{});
     default:
-      return transpose_elements(float{});
+      return transpose_floats(isa, reinterpret_cast<const float*>(from), block.stride,
+                              block.positions, block.count, static_cast<float*>(to),
+                              shape.positions());
   }
 }
 
 bool integer_conv(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {
   if (args.shape.batch * args.shape.positions() * args.shape.rows == 0) return true;
+  if (goes_by_taps(isa, args.shape, *args.layout, args.order)) {
+    return conv_by_taps(isa, args, parallel_for);
+  }
   if (goes_without_patches(isa, args.shape, *args.layout, args.order)) {
     return conv_without_patches(isa, args, parallel_for);
   }
-  if (goes_by_taps(isa, args.shape, *args.layout)) return conv_by_taps(isa, args, parallel_for);
   const bool reorders = patch_order(args.shape) != args.order && !orders_agree(args.shape);
   const std::int64_t size = args.shape.batch * args.shape.channels * args.shape.pixels();
   const Scratch reordered(reorders ? quarter(size) : 0);

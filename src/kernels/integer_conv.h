@@ -56,6 +56,6 @@ struct RowBlock {
   std::int64_t position = 0;
   std::int64_t positions = 0;
 };
-void store_rows(const IntegerConvArgs& args, const RowBlock& block);
+void store_rows(Isa isa, const IntegerConvArgs& args, const RowBlock& block);
 
 }  // namespace quantal::kernels

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 
 #include "kernels/scratch.h"
 #include "kernels/variants.h"
@@ -22,8 +23,17 @@ constexpr std::int64_t kFewBlocks = 8;
 constexpr std::int64_t kMostPanelBytes = 1 << 20;
 // A panel of more columns leaves the second-level cache.
 constexpr std::int64_t kMostColumns = 1 << 14;
-// Taking the weight apart takes as long as multiplying it by so many tokens.
-constexpr std::int64_t kFewTokens = 48;
+
+// What goes_by_taps() was measured with: channels and rows of a group, and channels, of planes, for
+// which floats take less time.
+constexpr std::int64_t kManyGroupProducts = 64;
+constexpr std::int64_t kFewChannels = 8;
+constexpr std::int64_t kManyPixels = 768;
+#if defined(__x86_64__)
+constexpr const TapConvKernel* kTileKernel = &tap_conv__amx;
+#else
+constexpr const TapConvKernel* kTileKernel = nullptr;
+#endif
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -32,9 +42,9 @@ class TapConv {
   TapConv(Isa isa, const IntegerConvArgs& args, std::int64_t slab_bytes)
       : isa_(isa),
         args_(args),
-        shape_(args.shape),
         kernel_(*find_tap_conv(isa, args.shape, *args.layout)),
         plan_(args.shape, slab_bytes, kernel_.unit),
+        shape_(plan_.shape()),
         pairs_(ceil_div(shape_.group_rows(), kPairRows)),
         block_tokens_(TapConvKernel::kTokens) {
     const std::int64_t tokens = plan_.tokens(plan_.slab(0));
@@ -43,8 +53,8 @@ class TapConv {
       block_tokens_ -= TapConvKernel::kFewestTokens;
     }
     slab_blocks_ = ceil_div(tokens, block_tokens_);
-    keeps_panels_ = blocks() >= kFewBlocks &&
-                    shape_.groups * pairs_ * panel_floats() * 4 <= kMostPanelBytes;
+    keeps_panels_ =
+        blocks() >= kFewBlocks && shape_.groups * pairs_ * panel_floats() * 4 <= kMostPanelBytes;
   }
 
   std::int64_t slabs() const { return plan_.slabs(); }
@@ -208,21 +218,22 @@ class TapConv {
         return false;
       }
     }
-    store_rows(args_, {.source = static_cast<const std::byte*>(source),
-                       .stride = rows.count,
-                       .count = rows.count,
-                       .sample = slab.sample,
-                       .row = rows.first,
-                       .position = position,
-                       .positions = positions});
+    store_rows(isa_, args_,
+               {.source = static_cast<const std::byte*>(source),
+                .stride = rows.count,
+                .count = rows.count,
+                .sample = slab.sample,
+                .row = rows.first,
+                .position = position,
+                .positions = positions});
     return true;
   }
 
   Isa isa_;
   const IntegerConvArgs& args_;
-  const ConvShape& shape_;
   const TapConvKernel& kernel_;
   TapPlan plan_;
+  const ConvShape& shape_;
   std::int64_t pairs_;         ///< of tiles, in a group
   std::int64_t block_tokens_;  ///< at most
   std::int64_t slab_blocks_;
@@ -247,9 +258,9 @@ bool run_strips(const TapConv& conv, std::int64_t slabs, const float* panels,
 }  // namespace
 
 const TapConvKernel* find_tap_conv(Isa isa, const ConvShape& shape, const PackedLayout& layout) {
-  const bool cuts_tiles = shape.groups > 1 && shape.group_rows() % kTileRows != 0;
-  if (layout.spec().qtype != QTypeId::kInt8 || layout.groups() != 1 || cuts_tiles ||
-      shape.columns() > kMostColumns) {
+  const std::int64_t columns = shape.columns() * groups_together(shape);
+  if (layout.spec().qtype != QTypeId::kInt8 || layout.groups() != 1 || columns == 0 ||
+      columns > kMostColumns) {
     return nullptr;
   }
   return best_variant<const TapConvKernel*>(isa, {
@@ -262,10 +273,27 @@ const TapConvKernel* find_tap_conv(Isa isa, const ConvShape& shape, const Packed
                                                      {Isa::kPortable, nullptr}});
 }
 
-bool goes_by_taps(Isa isa, const ConvShape& shape, const PackedLayout& layout) {
-  return shape.taps() > 1 && shape.group_channels() >= 16 &&
-         shape.batch * shape.positions() >= kFewTokens &&
-         find_tap_conv(isa, shape, layout) != nullptr;
+bool goes_by_taps(Isa isa, const ConvShape& shape, const PackedLayout& layout, ChannelOrder order) {
+  const TapConvKernel* kernel = find_tap_conv(isa, shape, layout);
+  if (kernel == nullptr || shape.is_depthwise()) return false;
+  const bool is_planes = order == ChannelOrder::kPlanes;
+  // In floats, what is not multiplied by zeros takes less time.
+  if (groups_together(shape) > 1) {
+    return !kernel->is_wide && (!is_planes || shape.columns() / shape.taps() * shape.group_rows() >=
+                                                  kManyGroupProducts);
+  }
+  if (is_planes && shape.channels < kFewChannels) return false;
+  const ConvShape::Extent size = shape.output();
+  const std::int64_t positions = shape.batch * shape.positions();
+  // The linear of pixels that lie where they are writes no patches.
+  if (!is_planes && shape.is_pointwise() && kernel == kTileKernel) return positions >= kManyPixels;
+  const std::int64_t line =
+      ceil_div((shape.kernel[2] - 1) * shape.dilation[2] + 1, shape.stride[2]);
+  const auto rows = static_cast<float>(ceil_div(shape.group_rows(), kTileRows) * kTileRows);
+  const auto tokens =
+      static_cast<float>(positions / size[2] * (size[2] + line - 1)) + kernel->costs.panel_tokens;
+  return kernel->costs.speed * static_cast<float>(positions) * (rows + kernel->costs.patch_rows) >
+         rows * tokens;
 }
 
 bool conv_by_taps(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {

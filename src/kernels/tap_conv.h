@@ -17,10 +17,16 @@ struct TapRun {
   std::int64_t units;
 };
 
-/// The weight's columns that four codes of a run are multiplied by; -1: none.
+/// The weight's columns that four codes of a run are multiplied by; -1: none. `rows`: those rows of
+/// a tile alone, as bits.
 struct TapStep {
   std::int32_t columns[4];
+  std::uint16_t rows;
 };
+
+/// Groups whose rows fit a tile are computed together, as one: each of its rows has zeros for the
+/// channels of other groups. 0: a group's rows are no whole tiles, and do not divide one.
+QUANTAL_API std::int64_t groups_together(const ConvShape& shape);
 
 /// Where codes lie in the copy. It consists of slabs, each with what some lines of the output of
 /// one sample and depth read:
@@ -31,7 +37,11 @@ struct TapStep {
 class TapPlan {
  public:
   /// Slabs of about `most_bytes`, or of one line; `unit` steps make a unit.
+  /// Precondition: groups_together(shape) > 0.
   TapPlan(const ConvShape& shape, std::int64_t most_bytes, int unit);
+
+  /// The convolution, of such groups together.
+  const ConvShape& shape() const { return shape_; }
 
   struct Slab {
     std::int64_t sample = 0, depth = 0;
@@ -56,6 +66,12 @@ class TapPlan {
   std::int64_t run_count() const { return static_cast<std::int64_t>(runs_.size()); }
   const TapStep* steps() const { return steps_.data(); }
   std::int64_t step_count() const { return static_cast<std::int64_t>(steps_.size()); }
+  /// Whether each step has four channels of one tap, or none: then those of a tap are steps
+  /// [tap_steps()[tap], … + tap_step_count()).
+  bool has_whole_steps() const { return together_ == 1 && shape_.group_channels() % 4 == 0; }
+  const std::int32_t* tap_steps() const { return tap_steps_.data(); }
+  std::int64_t tap_step_count() const { return shape_.group_channels() / 4; }
+  std::int64_t taps() const { return shape_.taps(); }
 
   /// A slab is copied in so many parts.
   std::int64_t fill_parts() const { return shape_.kernel[0] * line_parts_; }
@@ -71,15 +87,17 @@ class TapPlan {
   std::int64_t line_bytes() const { return pitch_ * token_bytes(); }
   std::int8_t* line_at(std::int8_t* plane, std::int64_t line) const;
 
+  std::int64_t together_;
   ConvShape shape_;
   ConvShape::Extent size_;
   std::int64_t pitch_;
-  std::int64_t lines_, parts_;    ///< of the output, in a slab; slabs of one sample and depth
-  std::int64_t phase_lines_;      ///< of the copy
+  std::int64_t lines_, parts_;  ///< of the output, in a slab; slabs of one sample and depth
+  std::int64_t phase_lines_;    ///< of the copy
   std::int64_t plane_bytes_, slab_bytes_;
   std::int64_t fill_lines_, line_parts_;
   std::vector<TapRun> runs_;
   std::vector<TapStep> steps_;
+  std::vector<std::int32_t> tap_steps_;
 };
 
 /// Some tokens by some tiles of the weight's rows.
@@ -101,12 +119,20 @@ struct TapBlock {
 
 /// y as integer_linear.h has it, of one group a row: y = fma(fma(S, scale_w, 0), scale_x, bias).
 struct TapConvKernel {
-  static constexpr int kTiles = 2;         ///< of rows, at most
-  static constexpr int kTokens = 288;      ///< at most
+  static constexpr int kTiles = 2;          ///< of rows, at most
+  static constexpr int kTokens = 288;       ///< at most
   static constexpr int kFewestTokens = 96;  ///< a multiple of those that are computed together
-  static constexpr int kTileTokens = 16;   ///< that are read together, whether there are or not
-  static constexpr int kHeadBytes = 64;    ///< of a tile's panel, beside its steps
+  static constexpr int kTileTokens = 16;    ///< that are read together, whether there are or not
+  static constexpr int kHeadBytes = 64;     ///< of a tile's panel, beside its steps
 
+  /// What patches and panels cost, counted in products: of a position by so many rows, of a tile by
+  /// so many tokens; and how much faster products are than the integer linear's. Fitted to 40
+  /// layers on one core (Intel Xeon with AMX).
+  struct Costs {
+    float patch_rows, panel_tokens, speed;
+  };
+
+  Costs costs;
   int unit;                  ///< steps
   bool is_unsigned = false;  ///< x has codes + 128
   bool is_wide = false;      ///< x has 16-bit numbers
@@ -124,8 +150,9 @@ extern const TapConvKernel tap_conv__avx2, tap_conv__avx_vnni, tap_conv__avx512_
 QUANTAL_API const TapConvKernel* find_tap_conv(Isa isa, const ConvShape& shape,
                                                const PackedLayout& layout);
 
-/// Whether that takes less time than patches.
-bool goes_by_taps(Isa isa, const ConvShape& shape, const PackedLayout& layout);
+/// Whether that takes less time than patches, and than going without them in floats.
+QUANTAL_API bool goes_by_taps(Isa isa, const ConvShape& shape, const PackedLayout& layout,
+                              ChannelOrder order);
 
 /// What integer_conv() gives. Precondition: there is a kernel.
 QUANTAL_API bool conv_by_taps(Isa isa, const IntegerConvArgs& args,

@@ -2,12 +2,16 @@
 #include <cstring>
 
 #include "kernels/tap_conv.h"
+#include "kernels/transpose.h"
 
 namespace quantal::kernels {
 namespace {
 
 // Pixels that are copied by one thread at a time.
 constexpr std::int64_t kFillPixels = 512;
+
+// What gather_pixels() transposes at once; of fewer channels, interleave() does.
+constexpr std::int64_t kManyChannels = 16;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -19,10 +23,25 @@ void flip_bytes(std::int8_t* bytes, std::int64_t count, std::uint8_t flip) {
   for (std::int64_t i = 0; i < count; ++i) bytes[i] = static_cast<std::int8_t>(bytes[i] ^ flip);
 }
 
+ConvShape of_groups(ConvShape shape, std::int64_t together) {
+  shape.groups /= together;
+  return shape;
+}
+
 }  // namespace
 
+std::int64_t groups_together(const ConvShape& shape) {
+  constexpr std::int64_t kTileRows = PackedLayout::kTileRows;
+  const std::int64_t rows = shape.group_rows();
+  if (shape.groups == 1 || rows % kTileRows == 0) return 1;
+  const bool fits = kTileRows % rows == 0 && shape.groups % (kTileRows / rows) == 0;
+  // A step has channels of one group.
+  return fits && shape.group_channels() % 4 == 0 ? kTileRows / rows : 0;
+}
+
 TapPlan::TapPlan(const ConvShape& shape, std::int64_t most_bytes, int unit)
-    : shape_(shape),
+    : together_(groups_together(shape)),
+      shape_(of_groups(shape, together_)),
       size_(shape.output()),
       pitch_(ceil_div((size_[2] - 1) * shape.stride[2] + span(shape, 2), shape.stride[2])) {
   const std::int64_t step = shape.kernel[0] * shape.stride[1] * line_bytes();
@@ -39,7 +58,7 @@ TapPlan::TapPlan(const ConvShape& shape, std::int64_t most_bytes, int unit)
   // Pixels that a line of the kernel covers follow each other, unless there are others between
   // them, or channels of other groups.
   const std::int64_t width = shape.kernel[2];
-  const std::int64_t together = shape.groups == 1 && shape.dilation[2] == 1 ? width : 1;
+  const std::int64_t together = shape_.groups == 1 && shape.dilation[2] == 1 ? width : 1;
   for (std::int64_t d = 0; d < shape.kernel[0]; ++d) {
     for (std::int64_t h = 0; h < shape.kernel[1]; ++h) {
       const std::int64_t y = h * shape.dilation[1];
@@ -57,10 +76,20 @@ void TapPlan::add_run(std::int64_t offset, std::int64_t first_tap, std::int64_t 
   const std::int64_t channels = shape_.group_channels(), codes = taps * channels;
   const std::int64_t units = ceil_div(codes, 4L * unit);
   runs_.push_back({offset, units});
+  for (std::int64_t tap = 0; tap < taps; ++tap) {
+    tap_steps_.push_back(static_cast<std::int32_t>(step_count() + tap * channels / 4));
+  }
+  const std::int64_t own_channels = channels / together_,
+                     own_rows = shape_.group_rows() / together_;
   for (std::int64_t i = 0; i < units * unit * 4; i += 4) {
     TapStep& step = steps_.emplace_back();
+    const std::int64_t group = i % channels / own_channels;
+    step.rows = together_ == 1
+                    ? 0xFFFF
+                    : static_cast<std::uint16_t>(((1 << own_rows) - 1) << group * own_rows);
     for (std::int64_t j = 0; j < 4; ++j) {
-      const std::int64_t channel = (i + j) % channels, tap = first_tap + (i + j) / channels;
+      const std::int64_t channel = (i + j) % channels % own_channels;
+      const std::int64_t tap = first_tap + (i + j) / channels;
       step.columns[j] =
           i + j < codes ? static_cast<std::int32_t>(channel * shape_.taps() + tap) : -1;
     }
@@ -83,7 +112,8 @@ std::int64_t TapPlan::slack() const {
   for (const TapRun& run : runs_) {
     end = std::max(end, run.offset + 4 * step_count() / run_count());
   }
-  const std::int64_t last = (pitch_ * (lines_ - 1) + size_[2] + TapConvKernel::kTileTokens - 1) * token_bytes();
+  const std::int64_t last =
+      (pitch_ * (lines_ - 1) + size_[2] + TapConvKernel::kTileTokens - 1) * token_bytes();
   return std::max<std::int64_t>(0, last + shape_.channels + end - slab_bytes_);
 }
 
@@ -100,8 +130,7 @@ void TapPlan::fill(const IntegerConvArgs& args, const Slab& slab, std::int64_t p
                    std::uint8_t flip, std::int8_t* to) const {
   const std::int64_t d = part / line_parts_, first = part % line_parts_ * fill_lines_;
   const std::int64_t end = std::min(first + fill_lines_, input_lines(slab.lines));
-  const std::int64_t z =
-      slab.depth * shape_.stride[0] - shape_.padding[0] + d * shape_.dilation[0];
+  const std::int64_t z = slab.depth * shape_.stride[0] - shape_.padding[0] + d * shape_.dilation[0];
   const std::int64_t above = slab.line * shape_.stride[1] - shape_.padding[1];
   const std::int64_t channels = shape_.channels, width = shape_.input[2];
   // Of a line: its padding, and those of its pixels that are read.
@@ -131,19 +160,26 @@ void TapPlan::fill(const IntegerConvArgs& args, const Slab& slab, std::int64_t p
   for (std::int64_t i = first; i < end; ++i) flip_bytes(line_at(plane, i), line_bytes(), flip);
 }
 
-// Pixels of planes: of all lines at once, since there may be few in one.
 void TapPlan::gather_lines(const std::int8_t* planes, std::int64_t above, std::int64_t first,
                            std::int64_t end, std::int8_t* to) const {
   const std::int64_t channels = shape_.channels, width = shape_.input[2];
   const std::int64_t pixels = line_bytes() / channels, left = std::min(shape_.padding[2], pixels);
+  const std::int64_t count = std::min(width, pixels - left);
   const std::int64_t begin_y = std::clamp<std::int64_t>(above + first, 0, shape_.input[1]);
   const std::int64_t end_y = std::clamp<std::int64_t>(above + end, 0, shape_.input[1]);
+  const auto pixels_at = [&](std::int64_t y) { return line_at(to, y - above) + left * channels; };
+  if (channels < kManyChannels) {
+    for (std::int64_t y = begin_y; y < end_y; ++y) {
+      interleave(planes + y * width, shape_.pixels(), channels, count, pixels_at(y));
+    }
+    return;
+  }
+  // Of all lines at once, since there may be few pixels in one.
   std::vector<std::int8_t> unread(channels);
   std::vector<std::int8_t*> pixel_at;
   for (std::int64_t y = begin_y; y < end_y; ++y) {
-    std::int8_t* line = line_at(to, y - above);
-    for (std::int64_t x = left; x < left + width; ++x) {
-      pixel_at.push_back(x < pixels ? line + x * channels : unread.data());
+    for (std::int64_t x = 0; x < width; ++x) {
+      pixel_at.push_back(x < count ? pixels_at(y) + x * channels : unread.data());
     }
   }
   gather_pixels(planes + begin_y * width, shape_.pixels(), channels, pixel_at);

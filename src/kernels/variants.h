@@ -47,7 +47,7 @@ Kernel best_variant(Isa isa, std::initializer_list<Variant<Kernel>> variants) {
     for (const Variant<Kernel>& variant : variants) {
       if (variant.isa == isa) return variant.kernel;
     }
-    if (isa == Isa::kPortable) return nullptr;
+    if (isa == Isa::kPortable) return {};
   }
 }
 

@@ -82,21 +82,5 @@ TYPED_TEST(ConvPatches, of_one_tap_are_pixels) {
   }
 }
 
-TYPED_TEST(ConvPatches, transpose_exchanges_rows_and_columns) {
-  for (const std::int64_t rows : {1, 2, 7, 8, 9, 16, 31}) {
-    for (const std::int64_t columns : {1, 3, 8, 15, 17, 33}) {
-      std::vector<TypeParam> from(rows * (columns + 2)), to(columns * (rows + 1));
-      std::iota(from.begin(), from.end(), TypeParam{});
-      transpose(from.data(), columns + 2, rows, columns, to.data(), rows + 1);
-      for (std::int64_t r = 0; r < rows; ++r) {
-        for (std::int64_t c = 0; c < columns; ++c) {
-          ASSERT_EQ(to[c * (rows + 1) + r], from[r * (columns + 2) + c]);
-        }
-        ASSERT_EQ(to[rows], TypeParam{});
-      }
-    }
-  }
-}
-
 }  // namespace
 }  // namespace quantal::kernels

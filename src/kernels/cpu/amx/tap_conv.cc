@@ -28,15 +28,12 @@ namespace {
 // Tiles of steps, those of all tiles of rows in turn.
 void decode_tiles(const TapPlan& plan, const PackedLayout& layout, const std::byte* weight,
                   int tiles, std::byte* panel) {
-  const TapStep* steps = plan.steps();
-  const std::int64_t count = plan.step_count();
   for (int j = 0; j < tiles; ++j) {
     const std::byte* lines = weight + j * layout.tile_bytes() + layout.group_offset(0);
-    for (std::int64_t i = 0; i < count; ++i) {
+    decode_tile(plan, lines, [&](std::int64_t i, __m512i codes) __attribute__((always_inline)) {
       const std::int64_t tile = i / kTileSteps * tiles + j, step = i % kTileSteps;
-      _mm512_storeu_si512(panel + tile * kTileBytes + step * kLineBytes,
-                          gather_step(lines, steps[i]));
-    }
+      _mm512_storeu_si512(panel + tile * kTileBytes + step * kLineBytes, codes);
+    });
   }
 }
 
@@ -84,7 +81,8 @@ struct TileProduct {
 
 }  // namespace
 
-const TapConvKernel tap_conv__amx{.unit = static_cast<int>(kTileSteps),
+const TapConvKernel tap_conv__amx{.costs = {190, 10, 1.2F},
+                                  .unit = static_cast<int>(kTileSteps),
                                   .decode = decode_tiles,
                                   .multiply = multiply_block<TileProduct, TapStore>};
 

@@ -37,8 +37,7 @@ struct ByteDot {
   static constexpr int kStepBytes = 64;
   using Code = std::uint8_t;
 
-  static void decode(const std::byte* lines, const TapStep& step, std::byte* to,
-                     HalfPair& offset) {
+  static void decode(const std::byte* lines, const TapStep& step, std::byte* to, HalfPair& offset) {
     const __m256i zero_code = _mm256_set1_epi8(static_cast<char>(128));
     const HalfPair words = gather_step(lines, step, {0, 1, 2, 3});
     add_products(offset.low, zero_code, words.low);
@@ -64,11 +63,13 @@ struct ByteDot {
 
 }  // namespace
 
-const TapConvKernel tap_conv__avx_vnni{.unit = 1,
-                                       .is_unsigned = true,
-                                       .step_bytes = ByteDot::kStepBytes,
-                                       .decode = decode_steps<ByteDot>,
-                                       .multiply = multiply_block<HalvesProduct<ByteDot>, TapStore>};
+const TapConvKernel tap_conv__avx_vnni{
+    .costs = {45, 10, 1.2F},
+    .unit = 1,
+    .is_unsigned = true,
+    .step_bytes = ByteDot::kStepBytes,
+    .decode = decode_steps<ByteDot>,
+    .multiply = multiply_block<HalvesProduct<ByteDot>, TapStore>};
 
 }  // namespace quantal::kernels
 

@@ -60,15 +60,21 @@ inline HalfPair gather_step(const std::byte* lines, const TapStep& step,
     const std::int32_t column = step.columns[j];
     if (column < 0) continue;
     const HalfPair line = load_pair(lines + column / 4 * kLineBytes);
-    const __m256i pick = _mm256_loadu_si256(
-        reinterpret_cast<const __m256i*>(kPicks[column % 4][order[j]].data()));
+    const __m256i pick =
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kPicks[column % 4][order[j]].data()));
     const auto picked = [&](__m256i half) __attribute__((always_inline)) {
       return _mm256_shuffle_epi8(_mm256_xor_si256(half, offset), pick);
     };
     words.low = _mm256_or_si256(words.low, picked(line.low));
     words.high = _mm256_or_si256(words.high, picked(line.high));
   }
-  return words;
+  if (step.rows == 0xFFFF) return words;
+  const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const auto chosen = [&](int rows) __attribute__((always_inline)) {
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(rows), bits), bits);
+  };
+  return {_mm256_and_si256(words.low, chosen(step.rows & 0xFF)),
+          _mm256_and_si256(words.high, chosen(step.rows >> 8))};
 }
 
 template <typename Dot>
@@ -147,8 +153,8 @@ class TapStore {
       const std::byte* weight = block.weight + tile * block.layout.tile_bytes();
       scale_[half] = HalfScales(block.layout, weight, 0, half).scale;
       rows_[half] = std::clamp<std::int64_t>(block.rows - row, 0, kHalfRows);
-      bias_[half] = rows_[half] > 0 ? load_bias(block.bias, row, rows_[half], type)
-                                    : _mm256_setzero_ps();
+      bias_[half] =
+          rows_[half] > 0 ? load_bias(block.bias, row, rows_[half], type) : _mm256_setzero_ps();
     }
   }
 

@@ -36,16 +36,14 @@ inline __attribute__((always_inline)) void add_products(__m512i& sum, __m512i x,
 // First what the sums of each tile begin with, then steps, those of all tiles in turn.
 void decode_steps(const TapPlan& plan, const PackedLayout& layout, const std::byte* weight,
                   int tiles, std::byte* panel) {
-  const TapStep* steps = plan.steps();
-  const std::int64_t count = plan.step_count();
+  const __m512i zero_code = _mm512_set1_epi8(static_cast<char>(128));
   for (int j = 0; j < tiles; ++j) {
     const std::byte* lines = weight + j * layout.tile_bytes() + layout.group_offset(0);
     __m512i offset = _mm512_setzero_si512();
-    for (std::int64_t i = 0; i < count; ++i) {
-      const __m512i step = gather_step(lines, steps[i]);
-      add_products(offset, _mm512_set1_epi8(static_cast<char>(128)), step);
-      _mm512_storeu_si512(panel + ((i + 1) * tiles + j) * kLineBytes, step);
-    }
+    decode_tile(plan, lines, [&](std::int64_t i, __m512i codes) __attribute__((always_inline)) {
+      add_products(offset, zero_code, codes);
+      _mm512_storeu_si512(panel + ((i + 1) * tiles + j) * kLineBytes, codes);
+    });
     _mm512_storeu_si512(panel + j * kLineBytes, _mm512_sub_epi32(_mm512_setzero_si512(), offset));
   }
 }
@@ -101,7 +99,8 @@ struct VnniProduct {
 
 }  // namespace
 
-const TapConvKernel tap_conv__avx512_vnni{.unit = 1,
+const TapConvKernel tap_conv__avx512_vnni{.costs = {80, 15, 1.1F},
+                                          .unit = 1,
                                           .is_unsigned = true,
                                           .decode = decode_steps,
                                           .multiply = multiply_block<VnniProduct, TapStore>};

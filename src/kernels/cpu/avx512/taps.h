@@ -31,7 +31,52 @@ inline __m512i gather_step(const std::byte* lines, const TapStep& step) {
     const __m512i order = _mm512_loadu_si512(kSpread[column % 4].data());
     words = _mm512_mask_shuffle_epi8(words, __mmask64{0x1111111111111111} << j, line, order);
   });
-  return _mm512_xor_si512(words, offset);
+  return _mm512_maskz_xor_epi32(step.rows, words, offset);
+}
+
+// The same of four channels of a kernel of 3 x 3, which are nine lines, for one tap of each.
+template <int tap>
+inline __attribute__((always_inline)) __m512i pick_tap(const __m512i (&lines)[9]) {
+  // Byte b of each word becomes byte j by turning the word.
+  __m512i words = _mm512_rol_epi32(lines[tap / 4], (32 - tap % 4 * 8) % 32);
+  for_steps<3>([&](auto i) __attribute__((always_inline)) {
+    constexpr int j = i + 1, column = j * 9 + tap;
+    const __m512i order = _mm512_loadu_si512(kSpread[column % 4].data());
+    words = _mm512_mask_shuffle_epi8(words, __mmask64{0x1111111111111111} << j, lines[column / 4],
+                                     order);
+  });
+  return words;
+}
+
+/// Calls put(step, codes) for all steps of a tile's lines.
+template <typename Put>
+inline void decode_tile(const TapPlan& plan, const std::byte* lines, const Put& put) {
+  const TapStep* steps = plan.steps();
+  const std::int64_t count = plan.step_count();
+  const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));
+  if (plan.has_whole_steps() && plan.taps() == 1) {
+    for (std::int64_t i = 0; i < plan.tap_step_count(); ++i) {
+      put(i, _mm512_xor_si512(_mm512_loadu_si512(lines + i * kLineBytes), offset));
+    }
+    for (std::int64_t i = plan.tap_step_count(); i < count; ++i) put(i, _mm512_setzero_si512());
+    return;
+  }
+  if (!plan.has_whole_steps() || plan.taps() != 9) {
+    for (std::int64_t i = 0; i < count; ++i) put(i, gather_step(lines, steps[i]));
+    return;
+  }
+  const std::int32_t* first = plan.tap_steps();
+  for (std::int64_t c = 0; c < plan.tap_step_count(); ++c, lines += 9 * kLineBytes) {
+    __m512i words[9];
+    QUANTAL_UNROLL for (int i = 0; i < 9; ++i) {
+      words[i] = _mm512_xor_si512(_mm512_loadu_si512(lines + i * kLineBytes), offset);
+    }
+    for_steps<9>([&](auto tap)
+                     __attribute__((always_inline)) { put(first[tap] + c, pick_tap<tap>(words)); });
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (steps[i].columns[0] < 0) put(i, _mm512_setzero_si512());
+  }
 }
 
 template <FloatType type>
