@@ -26,6 +26,7 @@ run() {
 elsewhere='*/portable_*:*QuantizeWeight*:*Gathered*:*NonFinite*:*CanonicalLinear*float8*'
 elsewhere+=':*/Linear.*/neon_dotprod_*:*/Linear.*/neon_i8mm_*:*Integer*/neon_bf16_*'
 elsewhere+=':*ManyTokens.*/neon_dotprod_*:*ManyTokens.*/neon_i8mm_*:*by_the_longest_rows*'
+elsewhere+=':*TapConv.*/neon_bf16:*TapConv.*/neon_i8mm'
 elsewhere+=':*CanonicalLinear.*/neon_dotprod_*:*CanonicalLinear.*/neon_i8mm_*'
 run max "-$elsewhere" 'neon_bf16 neon_i8mm neon_dotprod neon portable' &
 many=$!

@@ -115,6 +115,7 @@ void in_blocks(Isa isa, const Args& args, std::int64_t tokens, Kernel kernel,
   }
 }
 
+#if defined(__x86_64__)
 // Whether rows lie one after the other in whole bytes, in groups of whole lines without padding.
 bool lies_plain(const PackedLayout& layout) {
   const WeightSpec& spec = layout.spec();
@@ -124,7 +125,6 @@ bool lies_plain(const PackedLayout& layout) {
          layout.group_columns(0) % std::max<std::int64_t>(8, layout.depth()) == 0;
 }
 
-#if defined(__x86_64__)
 void run_few(Isa isa, const LinearArgs& args, const CanonicalWeight& weight,
              const ParallelFor& parallel_for) {
   using Few = void (*)(const LinearArgs&, const CanonicalWeight&, const ParallelFor&);

@@ -269,6 +269,8 @@ const TapConvKernel* find_tap_conv(Isa isa, const ConvShape& shape, const Packed
                                                      {Isa::kAvx512Vnni, &tap_conv__avx512_vnni},
                                                      {Isa::kAvxVnni, &tap_conv__avx_vnni},
                                                      {Isa::kAvx2, &tap_conv__avx2},
+#elif defined(__aarch64__)
+                                                     {Isa::kNeonDotprod, &tap_conv__neon_dotprod},
 #endif
                                                      {Isa::kPortable, nullptr}});
 }

@@ -145,6 +145,7 @@ struct TapConvKernel {
   void (*widen)(const std::int8_t* from, std::int64_t count, std::int16_t* to) = nullptr;
 };
 extern const TapConvKernel tap_conv__avx2, tap_conv__avx_vnni, tap_conv__avx512_vnni, tap_conv__amx;
+extern const TapConvKernel tap_conv__neon_dotprod;
 
 /// The kernel of an instruction set for such a convolution, or null.
 QUANTAL_API const TapConvKernel* find_tap_conv(Isa isa, const ConvShape& shape,

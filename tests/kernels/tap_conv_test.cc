@@ -74,18 +74,22 @@ class TapConv : public testing::TestWithParam<Isa> {
     return true;
   }
 
-  bool has_kernel() const {
-    const PackedLayout layout({QTypeId::kInt8, 16, 16, 0, FloatType::kF32});
-    return find_tap_conv(GetParam(), {.channels = 16, .rows = 16}, layout) != nullptr;
-  }
-
   Sample sample_;
 };
-INSTANTIATE_TEST_SUITE_P(EveryIsa, TapConv, testing::ValuesIn(supported_isas()),
+std::vector<Isa> isas_with_kernels() {
+  const PackedLayout layout({QTypeId::kInt8, 16, 16, 0, FloatType::kF32});
+  std::vector<Isa> found;
+  for (const Isa isa : supported_isas()) {
+    if (find_tap_conv(isa, {.channels = 16, .rows = 16}, layout) != nullptr) found.push_back(isa);
+  }
+  return found;
+}
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(TapConv);
+INSTANTIATE_TEST_SUITE_P(EveryIsa, TapConv, testing::ValuesIn(isas_with_kernels()),
                          [](const auto& info) { return std::string(isa_name(info.param)); });
 
 TEST_P(TapConv, is_the_integer_linear_of_patches) {
-  if (!has_kernel()) GTEST_SKIP();
   std::vector<ConvShape> shapes = odd_shapes();
   std::ranges::copy(shapes_of_many_channels(), std::back_inserter(shapes));
   int count = 0;
@@ -104,7 +108,6 @@ TEST_P(TapConv, is_the_integer_linear_of_patches) {
 }
 
 TEST_P(TapConv, of_extreme_codes_is_exact) {
-  if (!has_kernel()) GTEST_SKIP();
   const ConvShape shape{
       .channels = 70, .rows = 20, .input = {1, 5, 6}, .kernel = {1, 3, 3}, .padding = {0, 1, 1}};
   for (const int code : {-128, 127}) {
@@ -120,7 +123,6 @@ TEST_P(TapConv, of_extreme_codes_is_exact) {
 
 // Several slabs, of one strip and of many, and blocks of tokens, by pairs of tiles.
 TEST_P(TapConv, gives_the_same_bits_on_any_number_of_threads_and_in_any_strips) {
-  if (!has_kernel()) GTEST_SKIP();
   const ConvShape large{.channels = 256,
                         .rows = 34,
                         .input = {1, 100, 130},
@@ -151,7 +153,6 @@ TEST_P(TapConv, gives_the_same_bits_on_any_number_of_threads_and_in_any_strips) 
 }
 
 TEST_P(TapConv, a_scale_that_is_nan_spoils_its_sample_only) {
-  if (!has_kernel()) GTEST_SKIP();
   ConvProblem call(
       {.shape = {.batch = 2, .channels = 16, .rows = 2, .input = {1, 4, 4}, .kernel = {1, 2, 2}}});
   call.scales[0] = std::numeric_limits<float>::quiet_NaN();

@@ -6,12 +6,17 @@
 #include "kernels/float_conv.h"
 #include "kernels/integer_linear.h"
 #include "kernels/linear.h"
+#include "kernels/tap_conv.h"
 #include "kernels/weights.h"
 
 namespace quantal::kernels {
 namespace {
 
 WeightSpec weight_of(QTypeId qtype) { return {qtype, 1, 1, 0, FloatType::kF32}; }
+
+const TapConvKernel* taps(Isa isa) {
+  return find_tap_conv(isa, {}, PackedLayout(weight_of(QTypeId::kInt8)));
+}
 
 TEST(Variants, the_nearest_part_of_an_instruction_set_is_chosen) {
   const auto chosen = [](Isa isa, std::initializer_list<Variant<const char*>> variants) {
@@ -63,6 +68,13 @@ TEST(Variants, no_processor_with_avx2_gets_a_portable_kernel) {
   for (const Isa isa : {Isa::kAvx512Vnni, Isa::kAvx512Vbmi, Isa::kAvx512Bf16, Isa::kAmx}) {
     EXPECT_EQ(find_float_conv(isa), find_float_conv(Isa::kAvx512));
   }
+  EXPECT_EQ(taps(Isa::kAvx512), taps(Isa::kAvx2));
+  for (const Isa isa : {Isa::kAvx512Vbmi, Isa::kAvx512Bf16}) {
+    EXPECT_EQ(taps(isa), taps(Isa::kAvx512Vnni));
+  }
+  EXPECT_NE(taps(Isa::kAvxVnni), taps(Isa::kAvx2));
+  EXPECT_NE(taps(Isa::kAvx512Vnni), taps(Isa::kAvxVnni));
+  EXPECT_NE(taps(Isa::kAmx), taps(Isa::kAvx512Vnni));
   EXPECT_NE(find_dequantize_range(Isa::kAvx2), find_dequantize_range(Isa::kPortable));
   EXPECT_NE(find_quantize_codes(Isa::kAvx2), find_quantize_codes(Isa::kPortable));
   EXPECT_NE(find_dequantize_codes(Isa::kAvx2), find_dequantize_codes(Isa::kPortable));
@@ -134,6 +146,9 @@ TEST(Variants, of_dot_products_is_their_own_for_integers_only) {
   const IntegerLinearKernel neon = find_integer_linear(Isa::kNeon, spec);
   EXPECT_EQ(i8mm != dotprod, kIsArm);
   EXPECT_EQ(dotprod != neon, kIsArm);
+  EXPECT_EQ(taps(Isa::kNeon), nullptr);
+  EXPECT_EQ(taps(Isa::kNeonDotprod) != nullptr, kIsArm);
+  EXPECT_EQ(taps(Isa::kNeonBf16), taps(Isa::kNeonDotprod));
   EXPECT_EQ(neon != find_integer_linear(Isa::kPortable, spec), kIsArm);
   EXPECT_EQ(find_linear(Isa::kNeon, spec) != find_linear(Isa::kPortable, spec), kIsArm);
 }
