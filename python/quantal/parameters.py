@@ -208,10 +208,10 @@ def quantize_parameter(
     size = choose_group_size(qtype, math.prod(weight.shape[rows:]), group_size)
     schemes = module.__dict__.setdefault("_quantized_parameters", {})
     schemes[name] = ParameterScheme(qtype, size, rows, optimizer)
-    _set_live_names(module, (*_live_names(module), name))
+    _set_live_names(module, (*live_names(module), name))
 
 
-def _live_names(module: torch.nn.Module) -> tuple[str, ...]:
+def live_names(module: torch.nn.Module) -> tuple[str, ...]:
     return getattr(module, "_live_names", ())
 
 
@@ -260,7 +260,7 @@ def freeze_parameter(module: torch.nn.Module, name: str) -> None:
 def set_frozen(module: torch.nn.Module, name: str, parts: tuple, shape, dtype) -> QParameter:
     """Puts codes in the place of a live parameter."""
     made = QParameter(parts, schemes_of(module)[name], shape, dtype)
-    _set_live_names(module, tuple(n for n in _live_names(module) if n != name))
+    _set_live_names(module, tuple(n for n in live_names(module) if n != name))
     del module._parameters[name]
     module._modules[name] = made
     return made
@@ -269,7 +269,7 @@ def set_frozen(module: torch.nn.Module, name: str, parts: tuple, shape, dtype) -
 def live_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, str]]:
     """Full name, module and name of those that are not frozen."""
     for full, module, name, _ in quantized_parameters(model):
-        if name in _live_names(module):
+        if name in live_names(module):
             yield full, module, name
 
 

@@ -31,6 +31,7 @@ class QuantizeOnLoad(ConversionOps):
         self.hf_quantizer.load_and_freeze(model, full_layer_name, value)
         module, _ = get_module_from_name(model, full_layer_name)
         module._is_hf_initialized = True
-        for name in ("weight", *SCALES):
-            missing_keys.discard(f"{full_layer_name.rpartition('.')[0]}.{name}")
+        prefix, _, tensor = full_layer_name.rpartition(".")
+        for name in (tensor, *SCALES):
+            missing_keys.discard(f"{prefix}.{name}")
         return {}

@@ -10,6 +10,7 @@ Importing this module registers the method "quantal" with transformers (4.57 or 
 before ``from_pretrained(folder)`` too.
 """
 
+import warnings
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import Any
@@ -26,6 +27,16 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..nn import PackedCodes, QModuleMixin, QWeight
 from ..nn.qmodule import DYNAMIC, SCALES, quantize_module
 from ..optimizers import AbsmaxOptimizer, HqqOptimizer, MaxOptimizer, Optimizer
+from ..parameters import (
+    float_of,
+    freeze_parameter,
+    live_names,
+    matching_parameters,
+    quantize_parameter,
+    quantized_parameters,
+    schemes_of,
+    set_frozen,
+)
 from ..qtype import find_qtype, qfloat8_e4m3fnuz
 
 __all__ = ["QuantalConfig", "QuantalHfQuantizer"]
@@ -45,6 +56,9 @@ _DEFAULT_KINDS = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Co
 Override = str | dict[str, Any] | None
 Overrides = dict[str, Override] | list[list]
 
+# Of a model's elements: what stays float without being asked to.
+_LARGE_SHARE = 0.25
+
 
 @register_quantization_config(METHOD)
 class QuantalConfig(QuantizationConfigMixin):
@@ -62,6 +76,8 @@ class QuantalConfig(QuantizationConfigMixin):
             the arguments above, which replaces them. The first pattern that matches decides, also
             for embeddings and for the layers above. A dict, or a list of pairs (JSON files sort the
             keys of dicts).
+        parameters: name patterns of parameters of other modules to quantize, as the fused experts
+            of transformers 5 ("*.experts.*_proj"); `overrides` choose theirs by their names.
 
     Raises ValueError for what no layer can be quantized to.
     """
@@ -75,6 +91,7 @@ class QuantalConfig(QuantizationConfigMixin):
         modules_to_not_convert: list[str] | None = None,
         overrides: Overrides | None = None,
         quant_method: str = METHOD,
+        parameters: str | list[str] | None = None,
     ) -> None:
         self.quant_method = quant_method
         self.weights = weights
@@ -84,6 +101,7 @@ class QuantalConfig(QuantizationConfigMixin):
         self.modules_to_not_convert = modules_to_not_convert
         pairs = overrides.items() if isinstance(overrides, dict) else overrides or ()
         self.overrides = [[pattern, value] for pattern, value in pairs]
+        self.parameters = [parameters] if isinstance(parameters, str) else parameters
         self.post_init()
 
     def post_init(self) -> None:
@@ -191,10 +209,36 @@ class QuantalHfQuantizer(HfQuantizer):
             model.set_submodule(name, quantized)
             if self.pre_quantized:
                 quantized.freeze()
+        self._quantize_parameters(model)
+        if config.parameters is None:
+            _warn_of_floats(model)
         self._codes = set(_names_of_codes(model))
         return model
 
+    def _quantize_parameters(self, model: Any) -> None:
+        """Those of modules that have no quantized kind."""
+        config = self.quantization_config
+        for full, (module, name) in matching_parameters(model, config.parameters or []).items():
+            _, scheme = config.named_scheme(full)
+            qtype = None if scheme is None else find_qtype(scheme["weights"])
+            if qtype is None:
+                continue
+            optimizer = _OPTIMIZERS[scheme["optimizer"]]() if scheme["optimizer"] else None
+            try:
+                quantize_parameter(module, name, qtype, optimizer, scheme["group_size"])
+            except ValueError as error:
+                raise ValueError(f"{full}: {error}") from error
+            weight = float_of(module, name).requires_grad_(False)
+            if self.pre_quantized:
+                parts = schemes_of(module)[name].encode(weight)
+                set_frozen(module, name, parts, weight.shape, weight.dtype)
+
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        """transformers 5 saves fused parameters as it found them, apart; their codes stay whole."""
+        conversions = getattr(model, "_weight_conversions", None)
+        if conversions is not None:
+            names = [full for full, *_ in quantized_parameters(model)]
+            model._weight_conversions = [c for c in conversions if not _makes_any(c, names)]
         return model
 
     # ---- quantizing while loading
@@ -204,7 +248,9 @@ class QuantalHfQuantizer(HfQuantizer):
         if param_name in self._codes:
             return True
         module, tensor = get_module_from_name(model, param_name)
-        return isinstance(module, QModuleMixin) and tensor == "weight" and not module.frozen
+        if isinstance(module, QModuleMixin):
+            return tensor == "weight" and not module.frozen
+        return tensor in live_names(module)
 
     def create_quantized_param(
         self, model: Any, param_value: torch.Tensor, param_name: str, target_device: Any, *_: Any
@@ -221,9 +267,12 @@ class QuantalHfQuantizer(HfQuantizer):
     def load_and_freeze(self, model: Any, name: str, value: torch.Tensor) -> None:
         """Gives a layer its float weight and replaces it by codes."""
         _load_parameter_into_model(model, name, value)
-        module, _ = get_module_from_name(model, name)
-        _fill_scales(module, value.device)
-        module.freeze()
+        module, tensor = get_module_from_name(model, name)
+        if isinstance(module, QModuleMixin):
+            _fill_scales(module, value.device)
+            module.freeze()
+        else:
+            freeze_parameter(module, tensor)
 
     def get_quantize_ops(self) -> Any:
         """transformers 5: what turns a float weight into codes."""
@@ -300,6 +349,26 @@ class QuantalHfQuantizer(HfQuantizer):
 def _fill_scales(module: QModuleMixin, device: Any) -> None:
     for name in SCALES:
         setattr(module, name, torch.ones_like(getattr(module, name), device=device))
+
+
+def _warn_of_floats(model: Any) -> None:
+    """Fused experts are most of a model, and no layers."""
+    total = sum(p.numel() for p in model.parameters())
+    fused = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 3}
+    share = sum(fused.values()) / max(total, 1)
+    if share > _LARGE_SHARE:
+        warnings.warn(
+            f"[quantal] {len(fused)} parameters of three dimensions stay float, {share:.0%} of the "
+            f"model, as '{next(iter(fused))}': name them with QuantalConfig(parameters=…)",
+            stacklevel=2,
+        )
+
+
+def _makes_any(conversion: Any, names: list[str]) -> bool:
+    """Whether it computes one of these parameters from others."""
+    if not getattr(conversion, "operations", None):
+        return False
+    return any(target in name for target in conversion.target_patterns for name in names)
 
 
 def _is_listed(name: str, parts: list[str]) -> bool:

@@ -92,9 +92,10 @@ class QuantizedModel:
         optimizer: Any = None,
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
+        **kwargs: Any,
     ) -> "QuantizedModel":
-        """Quantizes and freezes `model`, in place; the arguments are those of `quantal.quantize`.
-        To train it quantized, use that and `quantal.freeze`."""
+        """Quantizes and freezes `model`, in place; the arguments are those of `quantal.quantize`,
+        `group_size` and `parameters` too. To train it quantized, use that and `quantal.freeze`."""
         if not isinstance(model, cls._model_class()):
             raise ValueError(f"The source model must be a {cls.library} model.")
         cls._quantize(
@@ -104,6 +105,7 @@ class QuantizedModel:
             optimizer=optimizer,
             include=include,
             exclude=exclude,
+            **kwargs,
         )
         freeze(model)
         return cls(model)
