@@ -1,5 +1,6 @@
 """What every quantized module shares, and the table of modules that have a quantized kind."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -336,6 +337,8 @@ class QModuleMixin(_Module):
             self._parameters.pop("weight", None)
             self._modules["weight"] = value
             return
+        if name == "_old_forward":  # accelerate's, which offloads buffers around it
+            value = partial(self._forward_between_hooks, value)
         super().__setattr__(name, value)
         if name in SCALES and isinstance(value, torch.Tensor):
             self._note_scale(name)
@@ -343,6 +346,15 @@ class QModuleMixin(_Module):
             self._note_scales()
 
     # ---- the activations
+
+    def _forward_between_hooks(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        """Where scales come with the weights and leave with them, they are there only here."""
+        self._note_scales()
+        output = forward(*args, **kwargs)
+        quantized = None
+        if "output" in self._quantize_hooks:
+            quantized = self.quantize_output(self, args, output)
+        return output if quantized is None else quantized
 
     def _note_scales(self) -> None:
         """Some loaders write to buffers, or put others in their place, behind the module's back."""
@@ -412,6 +424,8 @@ class QModuleMixin(_Module):
         """Forward hook: quantizes the output with its calibrated scale."""
         if not self._output_calibrated or self._calibration is not None:
             return None
+        if ops.is_activation(output):
+            return None  # between accelerate's hooks
         if torch.compiler.is_compiling():
             return ops.fake_quantize(output, self.activation_qtype.name, self.output_scale)
         return wrap(ops.quantize_activation(output, self.activation_qtype.name, self.output_scale))
