@@ -72,9 +72,7 @@ def _scale_shape(base: torch.Tensor, axis: int | None) -> list[int]:
 class SymmetricOptimizer(Optimizer):
     """Scales alone, for 8-bit types."""
 
-    def __call__(  # type: ignore[override]
-        self, base: torch.Tensor, qtype: QType, axis: int | None = None
-    ) -> torch.Tensor:
+    def __call__(self, base: torch.Tensor, qtype: QType, axis: int | None = None) -> torch.Tensor:
         if axis not in (None, 0, -1):
             raise ValueError("axis parameter must be None, 0 (first axis) or -1 (last axis)")
         if axis is not None and base.shape[axis] == 1:
@@ -99,7 +97,7 @@ class AbsmaxOptimizer(SymmetricOptimizer):
 class AffineOptimizer(Optimizer):
     """Scales and shifts, for qint2 and qint4: ``value = scale * code - shift``."""
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         base: torch.Tensor,
         qtype: QType,
