@@ -132,6 +132,8 @@ class QTensor(_Saved, torch.Tensor, metaclass=_QTensorMeta):
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         data, scale, shift = ops.parts(self)
+        if self.qtype.is_floating_point:  # whose storages torch cannot pickle
+            data = data.view(torch.uint8)
         if ops.is_activation(self):
             return _rebuild_activation, (data, scale, self.qtype.name, self.dtype)
         sizes = list(self.shape)
@@ -344,12 +346,17 @@ def _wrapped(value: Any) -> Any:
     return wrap(value) if is_tensor and ops.is_quantized(value) else value
 
 
+def _codes(data: torch.Tensor, qtype: str) -> torch.Tensor:
+    return data.view(qtypes[qtype].dtype) if qtypes[qtype].is_floating_point else data
+
+
 def _rebuild_weight(data, scale, shift, qtype, group_size, sizes, dtype) -> QTensor:
-    return wrap(ops.weight_from_parts(data, scale, shift, qtype, group_size, sizes, dtype))
+    codes = _codes(data, qtype)
+    return wrap(ops.weight_from_parts(codes, scale, shift, qtype, group_size, sizes, dtype))
 
 
 def _rebuild_activation(data, scale, qtype, dtype) -> QTensor:
-    value = data.to(torch.float32) * scale
+    value = _codes(data, qtype).to(torch.float32) * scale
     return wrap(ops.quantize_activation(value.to(dtype), qtype, scale))
 
 

@@ -338,16 +338,13 @@ at::Tensor encode_with_autograd(const at::Tensor& weight, const at::Tensor& scal
   return op.call(weight, scale, shift, qtype, group_size);
 }
 
-std::tuple<at::Tensor, MaybeTensor> round_scales_any_device(const at::Tensor& scale,
-                                                            const MaybeTensor& shift,
-                                                            c10::string_view qtype,
-                                                            at::ScalarType dtype) {
+bool scales_fit(const at::Tensor& scale, const MaybeTensor& shift, c10::string_view qtype,
+                at::ScalarType dtype) {
   WeightCodes codes;
   codes.qtype = qtype_of(qtype);
   codes.scale = scale;
   codes.shift = value_or_none(shift);
-  codes = round_scales(codes, dtype);
-  return {codes.scale, maybe(codes.shift)};
+  return round_scales(codes, dtype).scale.scalar_type() == dtype;
 }
 
 // ---- autocast: a linear computes in the type that it asks for ----------------------------------
@@ -420,9 +417,7 @@ TORCH_LIBRARY_FRAGMENT(quantal, m) {
         [](const at::Tensor& weight, c10::string_view name) {
           if (!weight.is_meta()) check_finite(weight, {name.data(), name.size()});
         });
-  m.def(
-      "round_scales(Tensor scale, Tensor? shift, str qtype, ScalarType dtype) -> (Tensor, Tensor?)",
-      round_scales_any_device);
+  m.def("scales_fit(Tensor scale, Tensor? shift, str qtype, ScalarType dtype) -> bool", scales_fit);
   m.def("default_group_size(str qtype, int row_length) -> int",
         [](c10::string_view qtype, std::int64_t row_length) {
           return default_group_size(qtype_of(qtype), row_length);

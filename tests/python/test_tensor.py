@@ -8,13 +8,40 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import quantal
 import torch
 import torch.nn.functional as F  # noqa: N812
+from quantal.tensor import wrap
 from quantized import QTYPES, activation_scale, float_value, ops, quantize, weight
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 KINDS = ("frozen", "live", "activation")
+
+
+@pytest.mark.parametrize("qtype", QTYPES)
+@pytest.mark.parametrize("kind", ["frozen", "activation"])
+def test_copies_and_files(kind: str, qtype: str) -> None:
+    if kind == "activation" and quantal.qtypes[qtype].is_affine:
+        pytest.skip("activations have 8 bits")
+    x = torch.randn(6, 64)
+    if kind == "frozen":
+        t = wrap(ops.quantize_weight(x, qtype))
+    else:
+        t = wrap(ops.quantize_activation(x, qtype, torch.tensor(0.03)))
+    copies = [copy.deepcopy(t), pickle.loads(pickle.dumps(t))]
+    for weights_only in (True, False):
+        file = io.BytesIO()
+        torch.save({"t": t}, file)
+        file.seek(0)
+        copies.append(torch.load(file, weights_only=weights_only)["t"])
+    for other in copies:
+        assert type(other) is type(t)
+        assert (other.qtype, other.shape, other.dtype) == (t.qtype, t.shape, t.dtype)
+        for part, own in zip(ops.parts(other), ops.parts(t), strict=True):
+            assert (part is None and own is None) or (
+                torch.equal(part.float(), own.float()) and part.data_ptr() != own.data_ptr()
+            )
 
 
 # Kernels: these operations run on codes, and no weight is dequantized for a fallback.

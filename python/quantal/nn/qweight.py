@@ -49,7 +49,7 @@ def fits(scale: torch.Tensor, shift: torch.Tensor | None, qtype: QType, like: to
     """Whether scale and shift survive the dtype of `like`: fp16 would make small scales zeros."""
     if scale.dtype == like.dtype or scale.is_meta or like.is_meta or not isinstance(like, Part):
         return True
-    return ops.round_scales(scale, shift, qtype.name, like.dtype)[0].dtype == like.dtype
+    return ops.scales_fit(scale, shift, qtype.name, like.dtype)
 
 
 def _is_float8(t: torch.Tensor) -> bool:

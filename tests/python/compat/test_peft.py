@@ -85,6 +85,31 @@ def test_adapters_reload(llama, tokens, tmp_path) -> None:
     assert torch.equal(logits(again.eval(), tokens), expected)
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_on_a_model_that_was_quantized_while_it_loaded(
+    llama, llama_folder, tokens, tmp_path, weights: str
+) -> None:
+    """By QuantalConfig: adapters train, merge, and the model is saved with what they learned."""
+    loaded = type(llama).from_pretrained(
+        llama_folder, quantization_config=quantal.QuantalConfig(weights)
+    )
+    model = get_peft_model(loaded, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS))
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(5):
+        loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+    merged = model.eval().merge_and_unload()
+    expected = logits(merged, tokens)
+    merged.save_pretrained(tmp_path / "merged")
+    again = type(llama).from_pretrained(tmp_path / "merged")
+    assert torch.equal(logits(again, tokens), expected)
+
+
 def test_a_broken_adapter_changes_nothing(llama, tokens) -> None:
     model, _ = adapted(llama, "qint8", tokens)
     layer = model.base_model.model.model.layers[0].self_attn.q_proj

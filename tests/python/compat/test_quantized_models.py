@@ -117,6 +117,18 @@ def test_hooks_of_the_model_run(llama, tokens) -> None:
     assert calls == [1]
 
 
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, {"": torch.device("cpu")}])
+def test_device_maps_of_one_device(llama, tokens, tmp_path, device_map) -> None:
+    model = quantal.QuantizedModelForCausalLM.quantize(llama, weights="qint8")
+    model.save_pretrained(tmp_path)
+    load = quantal.QuantizedModelForCausalLM.from_pretrained
+    again = load(tmp_path, device_map=device_map)
+    assert {t.device.type for t in again.state_dict().values()} == {"cpu"}
+    assert torch.equal(logits(again, tokens), logits(model, tokens))
+    with pytest.raises(ValueError, match="expected a device_map of one device"):
+        load(tmp_path, device_map={"model": "cpu", "lm_head": "cpu"})
+
+
 def test_own_class(tmp_path) -> None:
     class QuantizedClassifier(quantal.QuantizedTransformersModel):
         auto_class = transformers.AutoModelForSequenceClassification
