@@ -107,7 +107,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="turns of each scheme (%(default)s)")
     add("--seconds", type=float, default=0.1, help="length of a turn (%(default)s)")
     add("--threads", type=int, default=2, help="threads (%(default)s)")
-    add("--isa", choices=("native", "avx2"), default="native", help="avx2: hold all to AVX2")
+    add("--isa", choices=("native", "avx512", "avx2"), default="native",
+        help="avx2: hold all to AVX2; avx512: to AVX-512 with VNNI, without AMX")  # fmt: skip
     add("--build", type=Path, default=machine.ROOT / "build" / "release", help="build folder")
     add("--output", type=Path, default=machine.ROOT / "build" / "bench-results", help="folder")
     add("--quick", action="store_true", help="small layers, one short round: to see that it runs")

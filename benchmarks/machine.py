@@ -18,6 +18,9 @@ AVX2_ENVIRONMENT = {
     "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
     "OV_CPU_MAX_ISA": "AVX2",  # OpenVINO's own kernels, in releases that read it
 }
+# What hides AMX.
+AVX512_ENVIRONMENT = {"QUANTAL_ISA": "avx512_vbmi", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
+ENVIRONMENTS = {"avx2": AVX2_ENVIRONMENT, "avx512": AVX512_ENVIRONMENT}
 
 # Peers that go on using AVX-512 where it is there: their figures are then marked.
 NOT_HELD = {
@@ -75,8 +78,7 @@ def prepare_environment(threads: int, isa: str, build: Path) -> None:
     # quanto compiles an extension on its first use.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".venv-bench" / "torch_extensions"))
     os.environ["PATH"] = f"{ROOT / '.venv-bench' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    if isa == "avx2":
-        os.environ.update(AVX2_ENVIRONMENT)
+    os.environ.update(ENVIRONMENTS.get(isa, {}))
 
 
 def not_held(isa: str) -> dict[str, str]:
