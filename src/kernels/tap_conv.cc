@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 
 #include "kernels/scratch.h"
 #include "kernels/variants.h"
@@ -39,12 +38,15 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 
 class TapConv {
  public:
-  TapConv(Isa isa, const IntegerConvArgs& args, std::int64_t slab_bytes)
+  /// Copies of the input take `bytes` at a time, or as much as one line of the output needs.
+  TapConv(Isa isa, const IntegerConvArgs& args, std::int64_t bytes)
       : isa_(isa),
         args_(args),
         kernel_(*find_tap_conv(isa, args.shape, *args.layout)),
-        plan_(args.shape, slab_bytes, kernel_.unit),
+        strip_bytes_(bytes / (kernel_.is_wide ? 3 : 1)),
+        plan_(args.shape, strip_bytes_, kernel_.unit),
         shape_(plan_.shape()),
+        strip_slabs_(std::max<std::int64_t>(1, strip_bytes_ / plan_.slab_bytes())),
         pairs_(ceil_div(shape_.group_rows(), kPairRows)),
         block_tokens_(TapConvKernel::kTokens) {
     const std::int64_t tokens = plan_.tokens(plan_.slab(0));
@@ -57,10 +59,8 @@ class TapConv {
         blocks() >= kFewBlocks && shape_.groups * pairs_ * panel_floats() * 4 <= kMostPanelBytes;
   }
 
-  std::int64_t slabs() const { return plan_.slabs(); }
-  std::int64_t slabs_in(std::int64_t bytes) const {
-    return std::max<std::int64_t>(1, bytes / plan_.slab_bytes());
-  }
+  /// Slabs that are copied together.
+  std::int64_t strips() const { return ceil_div(plan_.slabs(), strip_slabs_); }
 
   /// Of all panels, where they are made once; else each thread makes those that it needs.
   std::int64_t panels_floats() const {
@@ -73,8 +73,9 @@ class TapConv {
     });
   }
 
-  bool run(std::int64_t first_slab, std::int64_t slabs, const float* panels,
-           const ParallelFor& parallel_for) const {
+  bool run(std::int64_t index, const float* panels, const ParallelFor& parallel_for) const {
+    const std::int64_t first_slab = index * strip_slabs_;
+    const std::int64_t slabs = std::min(strip_slabs_, plan_.slabs() - first_slab);
     const std::int64_t size = (slabs * plan_.slab_bytes() + plan_.slack() + 15) / 16 * 16;
     const Scratch copy(size / 4), wide(kernel_.is_wide ? size / 2 : 0);
     auto* codes = reinterpret_cast<std::int8_t*>(copy.data());
@@ -181,8 +182,7 @@ class TapConv {
     if (count <= 0) return true;
     const std::int64_t before = plan_.positions(first);
     const std::int64_t positions = plan_.positions(first + count) - before;
-    const std::int64_t position =
-        (slab.depth * shape_.output()[1] + slab.line) * shape_.output()[2] + before;
+    const std::int64_t position = plan_.first_position(slab) + before;
     const std::int64_t code = slab_index * plan_.slab_bytes() + first * plan_.token_bytes() +
                               rows.group * shape_.group_channels();
     TapBlock call{.plan = plan_,
@@ -200,7 +200,7 @@ class TapConv {
       call.bias = static_cast<const std::byte*>(args_.bias) + rows.first * size_of(args_.type);
     }
     if (args_.order == ChannelOrder::kLast && !args_.y_scale) {
-      const std::int64_t token = slab.sample * shape_.positions() + position;
+      const std::int64_t token = slab.sample * plan_.positions() + position;
       call.y = args_.y_at(token * shape_.rows + rows.first);
       call.y_stride = shape_.rows;
       kernel_.multiply(call);
@@ -232,24 +232,24 @@ class TapConv {
   Isa isa_;
   const IntegerConvArgs& args_;
   const TapConvKernel& kernel_;
+  std::int64_t strip_bytes_;
   TapPlan plan_;
   const ConvShape& shape_;
+  std::int64_t strip_slabs_;
   std::int64_t pairs_;         ///< of tiles, in a group
   std::int64_t block_tokens_;  ///< at most
   std::int64_t slab_blocks_;
   bool keeps_panels_;
 };
 
-bool run_strips(const TapConv& conv, std::int64_t slabs, const float* panels,
-                const ParallelFor& outer, const ParallelFor& inner) {
-  const std::int64_t strips = ceil_div(conv.slabs(), slabs);
+bool run_strips(const TapConv& conv, const ParallelFor& parallel_for, const ParallelFor& outer,
+                const ParallelFor& inner) {
+  const Scratch panels(conv.panels_floats());
+  conv.fill_panels(panels.data(), parallel_for);
   std::atomic<bool> all_have_codes = true;
-  outer(strips, [&](std::int64_t begin, std::int64_t end) {
+  outer(conv.strips(), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end && all_have_codes; ++i) {
-      const std::int64_t first = i * slabs;
-      if (!conv.run(first, std::min(slabs, conv.slabs() - first), panels, inner)) {
-        all_have_codes = false;
-      }
+      if (!conv.run(i, panels.data(), inner)) all_have_codes = false;
     }
   });
   return all_have_codes;
@@ -300,14 +300,9 @@ bool goes_by_taps(Isa isa, const ConvShape& shape, const PackedLayout& layout, C
 
 bool conv_by_taps(Isa isa, const IntegerConvArgs& args, const ParallelFor& parallel_for) {
   const TapConv own(isa, args, kThreadBytes);
-  const std::int64_t slabs = own.slabs_in(kThreadBytes);
-  const bool has_many_strips = own.slabs() / slabs >= kManyStrips;
+  if (own.strips() >= kManyStrips) return run_strips(own, parallel_for, parallel_for, serial_for);
   const TapConv shared(isa, args, kSharedBytes);
-  const TapConv& conv = has_many_strips ? own : shared;
-  const Scratch panels(conv.panels_floats());
-  conv.fill_panels(panels.data(), parallel_for);
-  if (has_many_strips) return run_strips(own, slabs, panels.data(), parallel_for, serial_for);
-  return run_strips(shared, shared.slabs_in(kSharedBytes), panels.data(), serial_for, parallel_for);
+  return run_strips(shared, parallel_for, serial_for, parallel_for);
 }
 
 }  // namespace quantal::kernels

@@ -31,9 +31,9 @@ QUANTAL_API std::int64_t groups_together(const ConvShape& shape);
 /// Where codes lie in the copy. It consists of slabs, each with what some lines of the output of
 /// one sample and depth read:
 ///   (kernel depth, phases, lines, pixels, channels)
-/// where the lines of a phase are those that the stride has between them. So lines of the output
-/// lie as far from each other as their tokens do times kPitch, and all tokens of a slab are at the
-/// same distance; some of them are no positions, since the kernel would go over a line's end.
+/// where the lines of a phase are those that are a stride apart. So the lines of the output follow
+/// each other every pitch() tokens, and all tokens of a slab are at the same distance; the last
+/// ones of each line are no positions, since the kernel would reach over the line's end.
 class TapPlan {
  public:
   /// Slabs of about `most_bytes`, or of one line; `unit` steps make a unit.
@@ -57,6 +57,11 @@ class TapPlan {
   /// From one line of the output to the next one, in tokens: the first `width` are positions.
   std::int64_t pitch() const { return pitch_; }
   std::int64_t width() const { return size_[2]; }
+  /// Of a sample's output, and the first one of a slab.
+  std::int64_t positions() const { return size_[0] * size_[1] * size_[2]; }
+  std::int64_t first_position(const Slab& slab) const {
+    return (slab.depth * size_[1] + slab.line) * size_[2];
+  }
   /// Positions among the first `tokens` of a slab.
   std::int64_t positions(std::int64_t tokens) const;
   /// From one token to the next.

@@ -55,6 +55,7 @@ TapPlan::TapPlan(const ConvShape& shape, std::int64_t most_bytes, int unit)
   fill_lines_ = std::max<std::int64_t>(1, kFillPixels / std::max<std::int64_t>(1, shape.input[2]));
   line_parts_ = ceil_div(input_lines(lines_), fill_lines_);
 
+  steps_.reserve(shape_.columns() / 4 + shape_.taps() * 2L * unit);
   // Pixels that a line of the kernel covers follow each other, unless there are others between
   // them, or channels of other groups.
   const std::int64_t width = shape.kernel[2];
@@ -81,17 +82,19 @@ void TapPlan::add_run(std::int64_t offset, std::int64_t first_tap, std::int64_t 
   }
   const std::int64_t own_channels = channels / together_,
                      own_rows = shape_.group_rows() / together_;
-  for (std::int64_t i = 0; i < units * unit * 4; i += 4) {
+  const std::int64_t all_taps = shape_.taps();
+  // The channel of a code in its own group, that group, and its tap: without dividing.
+  std::int64_t channel = 0, group = 0, tap = first_tap, left = codes;
+  for (std::int64_t i = 0; i < units * unit; ++i) {
     TapStep& step = steps_.emplace_back();
-    const std::int64_t group = i % channels / own_channels;
     step.rows = together_ == 1
                     ? 0xFFFF
                     : static_cast<std::uint16_t>(((1 << own_rows) - 1) << group * own_rows);
-    for (std::int64_t j = 0; j < 4; ++j) {
-      const std::int64_t channel = (i + j) % channels % own_channels;
-      const std::int64_t tap = first_tap + (i + j) / channels;
-      step.columns[j] =
-          i + j < codes ? static_cast<std::int32_t>(channel * shape_.taps() + tap) : -1;
+    for (std::int32_t& column : step.columns) {
+      column = left-- > 0 ? static_cast<std::int32_t>(channel * all_taps + tap) : -1;
+      if (++channel < own_channels) continue;
+      channel = 0;
+      if (++group == together_) group = 0, ++tap;
     }
   }
 }
