@@ -38,6 +38,15 @@ inline MaybeTensor maybe(const at::Tensor& t) {
   return t.defined() ? MaybeTensor(t) : std::nullopt;
 }
 
+/// Whether a tensor's memory can be read here: nobody traces operators, and it is no wrapper.
+inline bool is_readable(const at::Tensor& t) {
+  constexpr c10::DispatchKeySet kWrappers(
+      {c10::DispatchKey::Python, c10::DispatchKey::Functionalize,
+       c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
+  return !t.is_meta() && !t.key_set().has_any(kWrappers) &&
+         !c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Python);
+}
+
 /// The dispatcher's entry of an operator, so that graphs that are traced see it.
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> handle(const char* name) {

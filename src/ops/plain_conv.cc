@@ -153,16 +153,27 @@ struct ConvolutionFunction : Function<ConvolutionFunction> {
       x = fake_quantize_op(x, activations, maybe(saved[4]), /*per_sample=*/true);
     }
     const std::vector<std::int64_t> sizes = data["sizes"].toIntVector();
-    const at::Tensor weight =
-        decode_op(saved[1], saved[2], maybe(saved[3]), data["qtype"].toStringRef(),
-                  data["group_size"].toInt(), sizes, x.scalar_type(), std::nullopt);
-    const std::vector<std::int64_t> stride = data["stride"].toIntVector();
-    const std::vector<std::int64_t> no_padding(stride.size(), 0);
+    const ConvParams params = params_of(data["stride"].toIntVector(), data["padding"].toIntVector(),
+                                        data["dilation"].toIntVector(), data["groups"].toInt());
+    const std::string& qtype = data["qtype"].toStringRef();
+    const std::int64_t group_size = data["group_size"].toInt();
+    if (!wanted[1] && is_readable(saved[1])) {
+      WeightCodes codes = canonical_codes("convolution", saved[1], saved[2], maybe(saved[3]),
+                                          qtype_of(qtype), group_size, sizes);
+      codes.wide = is_wide(codes.scale, codes.shift, codes.qtype.bits);
+      if (wanted[0]) {
+        out[0] =
+            convolution_input_grad(grads[0], x, sizes, decoding(codes, x.scalar_type()), params);
+      }
+      if (wanted[2]) out[1] = convolution_bias_grad(grads[0]).to(data["bias"].toScalarType());
+      return out;
+    }
+    const at::Tensor weight = decode_op(saved[1], saved[2], maybe(saved[3]), qtype, group_size,
+                                        sizes, x.scalar_type(), std::nullopt);
     const std::array<std::int64_t, 1> bias_size{sizes[0]};
-    auto [grad_x, grad_weight, grad_bias] =
-        at::convolution_backward(grads[0], x, weight, at::OptionalIntArrayRef(bias_size), stride,
-                                 data["padding"].toIntVector(), data["dilation"].toIntVector(),
-                                 /*transposed=*/false, no_padding, data["groups"].toInt(), wanted);
+    auto [grad_x, grad_weight, grad_bias] = at::convolution_backward(
+        grads[0], x, weight, at::OptionalIntArrayRef(bias_size), params.stride, params.padding,
+        params.dilation, params.transposed, params.output_padding, params.groups, wanted);
     out[0] = grad_x;
     if (wanted[2]) out[1] = grad_bias.to(data["bias"].toScalarType());
     if (wanted[1]) out[2] = grad_weight.to(data["latent"].toScalarType());

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -50,13 +51,35 @@ class KeptMemory {
   c10::Storage storage_;
 };
 
-// Parts of the rows, of about one size, each of which fits the kept memory. Groups stay together.
-std::int64_t parts_of(const ConvShape& shape, at::ScalarType dtype) {
-  if (shape.groups != 1) return 1;
-  const auto row_bytes = shape.columns() * static_cast<std::int64_t>(c10::elementSize(dtype));
-  const std::int64_t rows = std::max<std::int64_t>(1, kKeptBytes / row_bytes);
-  return (shape.rows + rows - 1) / rows;
-}
+// Parts of the rows, or of the groups, of about one size, of which each fits the kept memory.
+class Parts {
+ public:
+  Parts(at::IntArrayRef sizes, std::int64_t groups, at::ScalarType dtype)
+      : rows_(sizes[0]), channels_(sizes[1]), groups_(groups) {
+    const std::int64_t whole = groups == 1 ? rows_ : groups;
+    const std::int64_t bytes =
+        c10::multiply_integers(sizes) * static_cast<std::int64_t>(c10::elementSize(dtype)) / whole;
+    const std::int64_t most =
+        std::max<std::int64_t>(1, kKeptBytes / std::max<std::int64_t>(1, bytes));
+    count_ = (whole + most - 1) / most;
+  }
+
+  struct Part {
+    std::int64_t begin, rows;
+    std::int64_t groups, first_channel, channels;
+  };
+  std::int64_t count() const { return count_; }
+  Part operator[](std::int64_t i) const {
+    const std::int64_t whole = groups_ == 1 ? rows_ : groups_;
+    const std::int64_t first = whole * i / count_, size = whole * (i + 1) / count_ - first;
+    if (groups_ == 1) return {first, size, 1, 0, channels_};
+    const std::int64_t rows = rows_ / groups_;
+    return {first * rows, size * rows, size, first * channels_, size * channels_};
+  }
+
+ private:
+  std::int64_t rows_, channels_, groups_, count_;
+};
 
 // Whether torch's convolution of pixels whose channels lie together takes so much longer with this
 // large a weight that copying input and output is worth it.
@@ -126,21 +149,26 @@ at::Tensor rows_like(const at::Tensor& x, const ConvShape& shape, const WeightCo
   return rows.movedim(-1, 1);
 }
 
-// One part of the rows after the other.
+// One part after the other.
 at::Tensor convolution_by_parts(const ConvShape& shape, const at::Tensor& x,
                                 const WeightCodes& weight, const std::optional<at::Tensor>& bias,
                                 const ConvParams& params) {
   const at::Tensor input = prefers_planes(shape, x) ? x.contiguous() : x;
-  const std::int64_t parts = parts_of(shape, x.scalar_type());
+  const Parts parts(weight.sizes, params.groups, x.scalar_type());
   std::vector<at::Tensor> results;
-  for (std::int64_t i = 0; i < parts; ++i) {
-    const std::int64_t begin = shape.rows * i / parts, end = shape.rows * (i + 1) / parts;
+  for (std::int64_t i = 0; i < parts.count(); ++i) {
+    const Parts::Part part = parts[i];
     const KeptMemory memory;
-    const at::Tensor rows = rows_like(input, shape, weight, begin, end, memory);
-    const auto added = bias ? std::optional(bias->narrow(0, begin, end - begin)) : bias;
-    results.push_back(aten_convolution(input, rows, added, params));
+    const at::Tensor rows =
+        rows_like(input, shape, weight, part.begin, part.begin + part.rows, memory);
+    const auto added = bias ? std::optional(bias->narrow(0, part.begin, part.rows)) : bias;
+    ConvParams own = params;
+    own.groups = part.groups;
+    results.push_back(
+        aten_convolution(input.narrow(1, part.first_channel, part.channels), rows, added, own));
   }
-  return (parts == 1 ? results[0] : at::cat(results, 1)).contiguous(x.suggest_memory_format());
+  return (results.size() == 1 ? results[0] : at::cat(results, 1))
+      .contiguous(x.suggest_memory_format());
 }
 
 }  // namespace
@@ -149,6 +177,64 @@ at::Tensor aten_convolution(const at::Tensor& x, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, const ConvParams& p) {
   return at::convolution(x, weight, bias, p.stride, p.padding, p.dilation, p.transposed,
                          p.output_padding, p.groups);
+}
+
+DecodeRows decoding(const WeightCodes& weight, at::ScalarType dtype) {
+  return [&weight, dtype](std::int64_t begin, std::int64_t count) {
+    if (!gathers_on_cpu(weight, dtype)) {
+      const auto device = weight.data.device();
+      return decode_rows(weight, at::arange(begin, begin + count, device), dtype);
+    }
+    std::vector<std::int64_t> sizes = weight.sizes;
+    sizes[0] = count;
+    const at::Tensor rows = at::empty(sizes, dtype);
+    dequantize_into(weight, begin, rows);
+    return rows;
+  };
+}
+
+at::Tensor convolution_of_rows(const at::Tensor& x, at::IntArrayRef sizes, const DecodeRows& decode,
+                               const std::optional<at::Tensor>& bias, const ConvParams& params) {
+  const Parts parts(sizes, params.groups, x.scalar_type());
+  std::vector<at::Tensor> results;
+  for (std::int64_t i = 0; i < parts.count(); ++i) {
+    const Parts::Part part = parts[i];
+    ConvParams own = params;
+    own.groups = part.groups;
+    const auto added = bias ? std::optional(bias->narrow(0, part.begin, part.rows)) : bias;
+    results.push_back(aten_convolution(x.narrow(1, part.first_channel, part.channels),
+                                       decode(part.begin, part.rows).to(x.scalar_type()), added,
+                                       own));
+  }
+  return (results.size() == 1 ? results[0] : at::cat(results, 1))
+      .contiguous(x.suggest_memory_format());
+}
+
+at::Tensor convolution_input_grad(const at::Tensor& grad, const at::Tensor& x,
+                                  at::IntArrayRef sizes, const DecodeRows& decode,
+                                  const ConvParams& p) {
+  const Parts parts(sizes, p.groups, x.scalar_type());
+  std::vector<at::Tensor> grads;
+  for (std::int64_t i = 0; i < parts.count(); ++i) {
+    const Parts::Part part = parts[i];
+    const at::Tensor weight = decode(part.begin, part.rows).to(x.scalar_type());
+    const at::Tensor own = std::get<0>(at::convolution_backward(
+        grad.narrow(1, part.begin, part.rows), x.narrow(1, part.first_channel, part.channels),
+        weight, at::OptionalIntArrayRef(), p.stride, p.padding, p.dilation, p.transposed,
+        p.output_padding, part.groups, {true, false, false}));
+    if (p.groups > 1 || grads.empty()) {
+      grads.push_back(own);
+    } else {
+      grads[0] = grads[0] + own;
+    }
+  }
+  return grads.size() == 1 ? grads[0] : at::cat(grads, 1);
+}
+
+at::Tensor convolution_bias_grad(const at::Tensor& grad) {
+  std::vector<std::int64_t> others(grad.dim() - 1, 0);
+  std::iota(others.begin() + 1, others.end(), 2);
+  return grad.sum(others);
 }
 
 at::Tensor weight_only_convolution(const at::Tensor& x, const WeightCodes& weight,

@@ -103,10 +103,37 @@ std::shared_ptr<const WeightCodes> codes_for(const at::Tensor& x, const at::Tens
   return impl_of(weight)->weight->canonical();
 }
 
+// Rows of the value of a weight that does not train, in the form that it has; null where it shows
+// a part of it.
+DecodeRows decoding_of(const at::Tensor& weight) {
+  if (!is_weight(weight) || !shows_whole_cell(weight)) return nullptr;
+  const at::ScalarType dtype = weight.scalar_type();
+  if (const auto codes = codes_for(weight, weight)) {
+    return [codes, rows = decoding(*codes, dtype)](std::int64_t begin, std::int64_t count) {
+      return rows(begin, count);
+    };
+  }
+  const auto packed = packed_rows(weight);
+  if (!packed) return nullptr;
+  return [packed, dtype](std::int64_t begin, std::int64_t count) {
+    return packed->weight->decode(packed->rows.begin + begin, count, dtype);
+  };
+}
+
+// By torch's own convolution. Precondition: decoding_of(weight).
+at::Tensor frozen_forward(const at::Tensor& x, const at::Tensor& weight,
+                          const std::optional<at::Tensor>& bias, const ConvParams& params) {
+  if (const auto codes = codes_for(x, weight)) {
+    return weight_only_convolution(x, *codes, bias, params);
+  }
+  return convolution_of_rows(x, weight.sizes(), decoding_of(weight), bias, params);
+}
+
 struct Convolution : Function<Convolution> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
-                            const std::optional<at::Tensor>& bias, const Packed& conv,
-                            const ConvParams& params, bool is_dynamic) {
+                            const std::optional<at::Tensor>& bias,
+                            const std::optional<Packed>& conv, const ConvParams& params,
+                            bool is_dynamic) {
     at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({x, weight});
     context->saved_data["is_dynamic"] = is_dynamic;
@@ -115,7 +142,8 @@ struct Convolution : Function<Convolution> {
     context->saved_data["dilation"] = params.dilation;
     context->saved_data["groups"] = params.groups;
     if (bias) context->saved_data["bias_dtype"] = bias->scalar_type();
-    return packed_forward(conv, x, bias.value_or(at::Tensor()));
+    if (conv) return packed_forward(*conv, x, bias.value_or(at::Tensor()));
+    return frozen_forward(x, weight, bias, params);
   }
 
   // Of the float values, in differentiable operations.
@@ -128,14 +156,25 @@ struct Convolution : Function<Convolution> {
     const std::array<bool, 3> wanted{context->needs_input_grad(0), context->needs_input_grad(1),
                                      has_bias && context->needs_input_grad(2)};
     const at::Tensor x = input_value(saved[0], data["is_dynamic"].toBool());
-    const at::Tensor weight = as_dtype(dequantize_ste(saved[1]), x.scalar_type());
-    const std::vector<std::int64_t> stride = data["stride"].toIntVector();
-    const std::vector<std::int64_t> no_padding(stride.size(), 0);
-    const std::array<std::int64_t, 1> bias_size{saved[1].size(0)};
-    auto [grad_x, grad_weight, grad_bias] =
-        at::convolution_backward(grads[0], x, weight, at::OptionalIntArrayRef(bias_size), stride,
-                                 data["padding"].toIntVector(), data["dilation"].toIntVector(),
-                                 /*transposed=*/false, no_padding, data["groups"].toInt(), wanted);
+    const ConvParams params{.stride = data["stride"].toIntVector(),
+                            .padding = data["padding"].toIntVector(),
+                            .dilation = data["dilation"].toIntVector(),
+                            .output_padding = std::vector<std::int64_t>(saved[1].dim() - 2, 0),
+                            .groups = data["groups"].toInt()};
+    at::Tensor grad_x, grad_weight, grad_bias;
+    const DecodeRows decode = wanted[1] ? nullptr : decoding_of(saved[1]);
+    if (decode) {
+      if (wanted[0]) {
+        grad_x = convolution_input_grad(grads[0], x, saved[1].sizes(), decode, params);
+      }
+      if (wanted[2]) grad_bias = convolution_bias_grad(grads[0]);
+    } else {
+      const at::Tensor weight = as_dtype(dequantize_ste(saved[1]), x.scalar_type());
+      const std::array<std::int64_t, 1> bias_size{saved[1].size(0)};
+      std::tie(grad_x, grad_weight, grad_bias) = at::convolution_backward(
+          grads[0], x, weight, at::OptionalIntArrayRef(bias_size), params.stride, params.padding,
+          params.dilation, params.transposed, params.output_padding, params.groups, wanted);
+    }
     if (wanted[2]) grad_bias = as_dtype(grad_bias, data["bias_dtype"].toScalarType());
     return {grad_x, as_dtype(grad_weight, saved[1].scalar_type()), grad_bias, none, none, none};
   }
@@ -159,12 +198,16 @@ at::Tensor convolution_ste(const at::Tensor& x, const at::Tensor& weight, const 
   const at::Tensor value = input_value(x, is_dynamic);
   const at::ScalarType dtype = value.scalar_type();
   const auto added = maybe_as_dtype(bias, dtype);
-  const auto codes = graph ? nullptr : codes_for(value, weight);
-  if (!codes) {
+  // Where something does not fit, torch names it.
+  const bool fits = !params.transposed && value.dim() == weight.dim() &&
+                    value.size(1) == weight.size(1) * params.groups &&
+                    weight.size(0) % params.groups == 0 && takes_bias(bias, weight.size(0));
+  if (!fits || weight.requires_grad() || !decoding_of(weight)) {
     return aten_convolution(value, as_dtype(dequantize_ste(weight), dtype), added, params);
   }
+  if (graph) return Convolution::apply(value, weight, added, std::nullopt, params, false);
   at::AutoDispatchBelowADInplaceOrView below;
-  return weight_only_convolution(value, *codes, added, params);
+  return frozen_forward(value, weight, added, params);
 }
 
 }  // namespace quantal

@@ -51,6 +51,37 @@ TEST_P(Memory, of_a_backward_pass_is_less_than_the_float_weight) {
   EXPECT_LT(allocations.most(), kSize * kSize * 4 / 2);
 }
 
+// Forward and backward, by kernels and by torch's convolution, in groups and without.
+TEST_P(Memory, of_convolutions_with_gradients_is_less_than_the_float_weight) {
+  for (const std::int64_t groups : {1, 8}) {
+    constexpr std::int64_t kRows = 1024;
+    const at::Tensor floats = normal({kRows, 512, 3, 3});
+    const at::Tensor weight = quantize_weight(floats, {.qtype = GetParam()});
+    const at::Tensor bias = leaf(normal({kRows}));
+    for (const std::int64_t size : {3, 12}) {
+      const at::Tensor x = leaf(normal({1, 512 * groups, size, size}));
+      const auto convolve = [&](const at::Tensor& w) {
+        return at::convolution(x, w, bias, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, groups);
+      };
+      convolve(weight);  // packs it, where kernels read it
+      at::Tensor grad = normal({1, kRows, size, size});
+      std::int64_t most = 0;
+      {
+        const Allocations allocations;
+        convolve(weight).backward(grad);
+        most = allocations.most();
+      }
+      EXPECT_LT(most, floats.numel() * 4 * 3 / 4) << groups << " groups, " << size;
+      const at::Tensor x_grad = x.grad().clone(), bias_grad = bias.grad().clone();
+      x.mutable_grad() = bias.mutable_grad() = at::Tensor();
+      convolve(quantal::dequantize(weight)).backward(grad);
+      EXPECT_TRUE(at::allclose(x_grad, x.grad(), 1e-3, 1e-2)) << groups << " groups, " << size;
+      EXPECT_TRUE(at::allclose(bias_grad, bias.grad(), 1e-4, 1e-3));
+      x.mutable_grad() = bias.mutable_grad() = at::Tensor();
+    }
+  }
+}
+
 TEST_P(Memory, has_one_form_of_a_weight) {
   constexpr std::int64_t kSize = 1024;
   const at::Tensor floats = normal({kSize, kSize}), x = normal({2, kSize});
