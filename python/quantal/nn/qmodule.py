@@ -424,10 +424,10 @@ class QModuleMixin(_Module):
         """Forward hook: quantizes the output with its calibrated scale."""
         if not self._output_calibrated or self._calibration is not None:
             return None
-        if ops.is_activation(output):
-            return None  # between accelerate's hooks
         if torch.compiler.is_compiling():
             return ops.fake_quantize(output, self.activation_qtype.name, self.output_scale)
+        if ops.is_activation(output):
+            return None  # it was quantized between accelerate's hooks
         return wrap(ops.quantize_activation(output, self.activation_qtype.name, self.output_scale))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QModuleMixin":
