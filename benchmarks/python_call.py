@@ -4,7 +4,8 @@
 Modules call torch's function, which notes when it begins and ends: what is told is the
 time of a call before and after that, less what the notes take, as medians. So the product, whose
 time differs from call to call by more than all of this, is left out, but not what it does to the
-caches.
+caches. The last column is the whole call less one of the same operator from Python
+(``torch.ops.quantal.linear``, torch's ``linear``), in turns.
 """
 
 import argparse
@@ -88,6 +89,33 @@ def make_module(size: int, weights: str, activations: str | None, x: Any) -> Any
     return model[0]
 
 
+def operator_of(module: Any, x: Any) -> Callable[[], Any]:
+    """What the module computes, as a call of its operator: torch's, or one of torch.ops."""
+    import torch
+
+    if type(module) is torch.nn.Linear:
+        weight, bias, linear = module.weight, module.bias, torch.nn.functional.linear
+        return lambda: linear(x, weight, bias)
+    data, scale, shift = module.weight.parts()
+    how = (module.weight_qtype.name, module.weight_group_size or 0, None)
+    arguments = (x, data, scale, shift, module.bias, *how, *module.activation_arguments())
+    linear = torch.ops.quantal.linear.default
+    return lambda: linear(*arguments)
+
+
+def over_operator(module: Any, x: Any, count: int) -> float:
+    """Microseconds that a call of the module takes over one of its operator, which take turns."""
+    operator = operator_of(module, x)
+    taken = []
+    for _ in range(count):
+        begin = time.perf_counter_ns()
+        module(x)
+        middle = time.perf_counter_ns()
+        operator()
+        taken.append(2 * middle - begin - time.perf_counter_ns())
+    return median(taken) / 1000
+
+
 def measure(size: int, scheme: tuple, given: argparse.Namespace) -> dict[str, Any]:
     """One scheme. The module, the function alone and a module that does no more than call it take
     turns."""
@@ -111,6 +139,7 @@ def measure(size: int, scheme: tuple, given: argparse.Namespace) -> dict[str, An
         taken = [[stamps.around(call, *args) for call, args in calls] for _ in range(given.calls)]
     finally:
         torch.nn.functional.linear = qlinear._torch_linear = stamps.function
+    over = over_operator(module, x, given.calls)
     outside = [[turn[i][0] - turn[1][0] for turn in taken] for i in (0, 2)]
     return {
         "scheme": name,
@@ -118,6 +147,7 @@ def measure(size: int, scheme: tuple, given: argparse.Namespace) -> dict[str, An
         "function_us": median(turn[0][1] for turn in taken),
         "module_us": median(outside[0]),
         "empty_us": median(outside[1]),
+        "over_operator_us": over,
     }
 
 
@@ -128,7 +158,10 @@ def markdown(document: dict[str, Any]) -> str:
         [
             r["scheme"],
             f"{r['size']} x {r['size']}",
-            *(f"{r[key]:.1f}" for key in ("function_us", "module_us", "empty_us")),
+            *(
+                f"{r[key]:.1f}"
+                for key in ("function_us", "module_us", "empty_us", "over_operator_us")
+            ),
         ]
         for r in document["results"]
     ]
@@ -139,7 +172,10 @@ def markdown(document: dict[str, Any]) -> str:
         f"({', '.join(about['flags'])}), {settings['threads']} threads, {document['version']}. One "
         "token, inference mode, microseconds.",
         "",
-        *report.table(["layer", "size", "function", "module beside it", "empty module"], rows),
+        *report.table(
+            ["layer", "size", "function", "module beside it", "empty module", "over its operator"],
+            rows,
+        ),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

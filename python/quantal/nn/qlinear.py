@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 import torch
 
 from .._library import ops, overload
+from .direct import PLAIN, calls_directly
 from .qmodule import QModuleMixin, register_qmodule
 from .straight_through import transforms_active
 
@@ -38,20 +39,28 @@ class QLinear(QModuleMixin, torch.nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """x (…, in) to (…, out), in x's dtype. RuntimeError, as torch's, for another width."""
-        qtype = self.weight_qtype
-        bias = self.own_bias()
-        bound = self._bound_weight(input, bias)
-        if bound is not None:
-            try:
-                return _torch_linear(input, bound, bias)
-            except ValueError as error:
-                self._explain(input, error)
+        # Written out, not in functions: after a large weight has passed through the caches, each
+        # of those costs microseconds.
+        state = self.__dict__
+        parameters, qtype = state["_parameters"], state["weight_qtype"]
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
+        frozen = state["_modules"].get("weight")
+        if frozen is not None and calls_directly(input) and (bias is None or type(bias) in PLAIN):
+            activations, input_scale = "", None
+            if state["activation_qtype"] is not None:
+                activations, input_scale = self.activation_arguments()
+            group_size = state["weight_group_size"] or 0
+            bound = frozen._bound(qtype, group_size, activations, input_scale)
+            if bound is not None:
+                try:
+                    return _torch_linear(input, bound, bias)
+                except ValueError as error:
+                    self._explain(input, error)
         if qtype is None:
             return torch.nn.functional.linear(self.fake_quantized(input), self.weight, self.bias)
         if transforms_active():
             x = self.fake_quantized(input)
             return torch.nn.functional.linear(x, self.float_weight(x.dtype), self.bias)
-        frozen: Any = self._modules.get("weight")
         if frozen is None:
             data, scale, shift, latent = self.weight_parts()
         else:
