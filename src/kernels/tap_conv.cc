@@ -23,10 +23,11 @@ constexpr std::int64_t kMostPanelBytes = 1 << 20;
 // A panel of more columns leaves the second-level cache.
 constexpr std::int64_t kMostColumns = 1 << 14;
 
-// What goes_by_taps() was measured with: channels and rows of a group, and channels, of planes, for
-// which floats take less time.
+// What goes_by_taps() was measured with: channels and rows of a group, and channels of planes with
+// lines that are not long, for which floats take less time.
 constexpr std::int64_t kManyGroupProducts = 64;
 constexpr std::int64_t kFewChannels = 8;
+constexpr std::int64_t kLongLine = 64;
 constexpr std::int64_t kManyPixels = 768;
 #if defined(__x86_64__)
 constexpr const TapConvKernel* kTileKernel = &tap_conv__amx;
@@ -284,7 +285,8 @@ bool goes_by_taps(Isa isa, const ConvShape& shape, const PackedLayout& layout, C
     return !kernel->is_wide && (!is_planes || shape.columns() / shape.taps() * shape.group_rows() >=
                                                   kManyGroupProducts);
   }
-  if (is_planes && shape.channels < kFewChannels) return false;
+  const bool has_short_lines = kernel->is_wide || shape.input[2] < kLongLine;
+  if (is_planes && shape.channels < kFewChannels && has_short_lines) return false;
   const ConvShape::Extent size = shape.output();
   const std::int64_t positions = shape.batch * shape.positions();
   // The linear of pixels that lie where they are writes no patches.
