@@ -19,6 +19,7 @@
 #include "kernels/exact.h"
 #include "kernels/gather.h"
 #include "kernels/quantize_weight.h"
+#include "kernels/tap_conv.h"
 
 namespace quantal::kernels {
 namespace {
@@ -170,6 +171,12 @@ ConvShape draw_shape(Bytes& bytes) {
     // Whole registers of channels, or any.
     if (bytes.one_in(2)) shape.channels = 8 * (1 + bytes.below(5));
     shape.groups = shape.rows = shape.channels;
+  } else if (bytes.one_in(3)) {
+    // Whole steps of channels, and tiles of rows or groups that fit one.
+    constexpr std::int64_t kGroupRows[] = {4, 8, 16, 20, 48};
+    shape.groups = 1 + bytes.below(8);
+    shape.channels = shape.groups * 4 * (1 + bytes.below(6));
+    shape.rows = shape.groups * bytes.one_of(kGroupRows);
   }
   constexpr std::int64_t kMostTaps[] = {2, 4, 7}, kMorePixels[] = {4, 4, 24};
   for (int i = 0; i < 3; ++i) {
@@ -205,6 +212,11 @@ void compare_convs(Bytes& bytes) {
     const std::string name = std::string(isa_name(isa)) + " conv " + problem.c.name();
     require(problem.run(isa, in_parts(2)) == wanted, name);
     require(problem.run_to_codes(isa, 0.7F) == wanted_codes, name + " to codes");
+    // Whether it takes less time or not.
+    if (find_tap_conv(isa, problem.shape, problem.layout) == nullptr) continue;
+    std::fill_n(problem.y.data(), problem.y.size(), std::byte{0x5A});
+    require(conv_by_taps(isa, problem.args(), in_parts(2)), name + " by taps");
+    require(std::ranges::equal(problem.y.span(), wanted), name + " by taps");
   }
 }
 
