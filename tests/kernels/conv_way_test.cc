@@ -4,7 +4,9 @@
 
 #include "kernels/cpu/detect.h"
 #include "kernels/grouped_conv.h"
+#include "kernels/integer_conv.h"
 #include "kernels/problem.h"
+#include "kernels/tap_conv.h"
 
 namespace quantal::kernels {
 namespace {
@@ -102,6 +104,53 @@ TEST(ConvWay, asks_how_fast_products_of_16_bits_are) {
   EXPECT_EQ(way(Isa::kAvx512Vbmi, FloatType::kF16), ConvWay::kDirect);
   EXPECT_EQ(way(Isa::kAvx512Vbmi, FloatType::kBF16) == ConvWay::kDirect, !multiplies_bf16_fast());
   EXPECT_EQ(way(Isa::kAvx512Bf16, FloatType::kBF16), ConvWay::kAten);
+}
+
+PackedLayout layout_of(const ConvShape& shape, QTypeId qtype, std::int64_t group_size = 0) {
+  return PackedLayout({qtype, shape.rows, shape.columns(), group_size, FloatType::kF32});
+}
+
+constexpr Isa kTapIsas[] = {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAmx};
+
+TEST(ConvWay, dense_int8_convolutions_write_no_patches) {
+  for (const Isa isa : kTapIsas) {
+    for (const ChannelOrder order : {ChannelOrder::kPlanes, ChannelOrder::kLast}) {
+      const auto by_taps = [&](const ConvShape& shape, QTypeId qtype = QTypeId::kInt8) {
+        return goes_by_taps(isa, shape, layout_of(shape, qtype), order);
+      };
+      EXPECT_TRUE(by_taps(square(64, 56, 64, 3))) << isa_name(isa);
+      EXPECT_TRUE(by_taps(square(128, 28, 128, 3))) << isa_name(isa);
+      EXPECT_TRUE(by_taps(square(1024, 7, 1024, 3, 32))) << isa_name(isa);
+      EXPECT_FALSE(by_taps(square(144, 56, 144, 3, 144))) << isa_name(isa);
+      EXPECT_FALSE(by_taps(square(256, 2, 256, 3))) << isa_name(isa);
+      EXPECT_FALSE(by_taps(square(64, 56, 64, 3), QTypeId::kInt4)) << isa_name(isa);
+    }
+  }
+}
+
+TEST(ConvWay, groups_that_share_a_tile_go_by_taps_where_bytes_are_multiplied) {
+  const ConvShape shape = square(256, 28, 256, 3, 32);  // groups of 8 by 8
+  for (const Isa isa : kTapIsas) {
+    const bool multiplies_bytes = isa != Isa::kAvx2 && isa != Isa::kAvx512;
+    const PackedLayout layout = layout_of(shape, QTypeId::kInt8);
+    EXPECT_EQ(goes_by_taps(isa, shape, layout, ChannelOrder::kLast), multiplies_bytes);
+    EXPECT_EQ(goes_by_taps(isa, shape, layout, ChannelOrder::kPlanes), multiplies_bytes);
+  }
+}
+
+// Python's packs the weight in each call.
+TEST(ConvWay, codes_gain_where_products_of_bytes_make_up_for_packing) {
+  const auto gains = [](Isa isa, const ConvShape& shape, QTypeId qtype = QTypeId::kInt8) {
+    return gains_from_codes(isa, shape, layout_of(shape, qtype));
+  };
+  for (const Isa isa : kTapIsas) {
+    EXPECT_TRUE(gains(isa, square(64, 56, 64, 3))) << isa_name(isa);
+    EXPECT_TRUE(gains(isa, square(64, 56, 64, 3), QTypeId::kInt4)) << isa_name(isa);
+    EXPECT_TRUE(gains(isa, square(144, 56, 144, 3, 144))) << isa_name(isa);  // depthwise
+  }
+  for (const Isa isa : {Isa::kAvxVnni, Isa::kAvx512Vnni, Isa::kAmx}) {
+    EXPECT_TRUE(gains(isa, square(24, 28, 32, 3))) << isa_name(isa);
+  }
 }
 
 #endif
