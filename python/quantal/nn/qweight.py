@@ -177,10 +177,18 @@ class QWeight(QuantizedLike, _Parts):
         """The bound weight (direct.py) for a module with those, which asks in every call; None
         where the operator has to be called: the first time that it asks with these parts, since
         parts may be replaced for every call."""
-        parts = self._parts_without_hooks()
-        if parts is None or type(parts[0]) is not Part:  # FSDP and others put their own there
+        # As _parts_without_hooks(), written out: see QLinear.forward().
+        state = holder = self.__dict__
+        if state["_forward_pre_hooks"] or state["_forward_hooks"] or "forward" in state:
             return None
-        data, scale, shift = parts
+        parts, modules = state["_parameters"], state["_modules"]
+        if modules:
+            holder = modules["_data"].__dict__
+            if holder["_forward_pre_hooks"] or holder["_forward_hooks"] or "forward" in holder:
+                return None
+        data, scale, shift = holder["_parameters"]["_data"], parts["_scale"], parts["_shift"]
+        if type(data) is not Part:  # FSDP and others put their own there
+            return None
         known = data.bound
         if known is not None:
             bound, of_scale, of_shift, of_qtype, of_activations, of_input_scale = known
