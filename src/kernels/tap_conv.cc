@@ -28,12 +28,6 @@ constexpr std::int64_t kMostColumns = 1 << 14;
 constexpr std::int64_t kManyGroupProducts = 64;
 constexpr std::int64_t kFewChannels = 8;
 constexpr std::int64_t kLongLine = 64;
-constexpr std::int64_t kManyPixels = 768;
-#if defined(__x86_64__)
-constexpr const TapConvKernel* kTileKernel = &tap_conv__amx;
-#else
-constexpr const TapConvKernel* kTileKernel = nullptr;
-#endif
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -289,8 +283,8 @@ bool goes_by_taps(Isa isa, const ConvShape& shape, const PackedLayout& layout, C
   if (is_planes && shape.channels < kFewChannels && has_short_lines) return false;
   const ConvShape::Extent size = shape.output();
   const std::int64_t positions = shape.batch * shape.positions();
-  // The linear of pixels that lie where they are writes no patches.
-  if (!is_planes && shape.is_pointwise() && kernel == kTileKernel) return positions >= kManyPixels;
+  const std::int64_t pixels = kernel->costs.pixels;
+  if (!is_planes && shape.is_pointwise() && pixels > 0) return positions >= pixels;
   const std::int64_t line =
       ceil_div((shape.kernel[2] - 1) * shape.dilation[2] + 1, shape.stride[2]);
   const auto rows = static_cast<float>(ceil_div(shape.group_rows(), kTileRows) * kTileRows);

@@ -135,6 +135,8 @@ struct TapConvKernel {
   /// layers on one core (Intel Xeon with AMX).
   struct Costs {
     float patch_rows, panel_tokens, speed;
+    /// 1x1 over pixels that lie where they are has no patches: from so many positions on; 0: any.
+    std::int64_t pixels = 0;
   };
 
   Costs costs;

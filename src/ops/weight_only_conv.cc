@@ -149,25 +149,15 @@ at::Tensor rows_like(const at::Tensor& x, const ConvShape& shape, const WeightCo
   return rows.movedim(-1, 1);
 }
 
-// One part after the other.
 at::Tensor convolution_by_parts(const ConvShape& shape, const at::Tensor& x,
                                 const WeightCodes& weight, const std::optional<at::Tensor>& bias,
                                 const ConvParams& params) {
   const at::Tensor input = prefers_planes(shape, x) ? x.contiguous() : x;
-  const Parts parts(weight.sizes, params.groups, x.scalar_type());
-  std::vector<at::Tensor> results;
-  for (std::int64_t i = 0; i < parts.count(); ++i) {
-    const Parts::Part part = parts[i];
-    const KeptMemory memory;
-    const at::Tensor rows =
-        rows_like(input, shape, weight, part.begin, part.begin + part.rows, memory);
-    const auto added = bias ? std::optional(bias->narrow(0, part.begin, part.rows)) : bias;
-    ConvParams own = params;
-    own.groups = part.groups;
-    results.push_back(
-        aten_convolution(input.narrow(1, part.first_channel, part.channels), rows, added, own));
-  }
-  return (results.size() == 1 ? results[0] : at::cat(results, 1))
+  const KeptMemory memory;
+  const DecodeRows decode = [&](std::int64_t begin, std::int64_t count) {
+    return rows_like(input, shape, weight, begin, begin + count, memory);
+  };
+  return convolution_of_rows(input, weight.sizes, decode, bias, params)
       .contiguous(x.suggest_memory_format());
 }
 

@@ -160,6 +160,10 @@ def _check(scheme: dict[str, Any]) -> None:
         )
 
 
+def _optimizer(scheme: dict[str, Any]) -> Optimizer | None:
+    return _OPTIMIZERS[scheme["optimizer"]]() if scheme["optimizer"] else None
+
+
 def _names_of_codes(model: torch.nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if isinstance(module, (QWeight, PackedCodes)):
@@ -188,7 +192,7 @@ class QuantalHfQuantizer(HfQuantizer):
             by_default = isinstance(module, _DEFAULT_KINDS) and not _is_listed(name, float_parts)
             if scheme is None or not (is_named or by_default):
                 continue
-            optimizer = _OPTIMIZERS[scheme["optimizer"]]() if scheme["optimizer"] else None
+            optimizer = _optimizer(scheme)
             try:
                 quantized = quantize_module(
                     module, scheme["weights"], scheme["activations"], optimizer,
@@ -223,7 +227,7 @@ class QuantalHfQuantizer(HfQuantizer):
             qtype = None if scheme is None else find_qtype(scheme["weights"])
             if qtype is None:
                 continue
-            optimizer = _OPTIMIZERS[scheme["optimizer"]]() if scheme["optimizer"] else None
+            optimizer = _optimizer(scheme)
             try:
                 quantize_parameter(module, name, qtype, optimizer, scheme["group_size"])
             except ValueError as error:

@@ -18,6 +18,34 @@
 namespace quantal::kernels {
 namespace {
 
+/// The Product of a TileProduct, which takes one tile of rows at a time, by 3 or 6 tokens:
+///   Code                 of x
+///   panel_bytes(plan)    of a tile
+///   multiply<tokens, total_stride>(plan, x, stride, panel, totals)
+template <typename TileProduct>
+struct EachTile {
+  static constexpr std::int64_t kTokens = 6;
+  struct Registers {};
+
+  template <int tiles>
+  static void multiply(const TapBlock& block, std::int64_t token, std::int64_t count,
+                       std::int32_t* totals) {
+    constexpr std::int64_t kStride = tiles * PackedLayout::kTileRows;
+    const TapPlan& plan = block.plan;
+    const std::int64_t stride = plan.token_bytes();
+    const auto* x = static_cast<const typename TileProduct::Code*>(block.x) + token * stride;
+    for (int j = 0; j < tiles; ++j) {
+      const std::byte* panel = block.panel + j * TileProduct::panel_bytes(plan);
+      std::int32_t* to = totals + j * PackedLayout::kTileRows;
+      if (count <= 3) {
+        TileProduct::template multiply<3, kStride>(plan, x, stride, panel, to);
+      } else {
+        TileProduct::template multiply<6, kStride>(plan, x, stride, panel, to);
+      }
+    }
+  }
+};
+
 /// Sums of tokens one after the other, of which those that are positions go to y.
 template <typename Store, int tiles>
 class Positions {

@@ -81,7 +81,7 @@ struct TileProduct {
 
 }  // namespace
 
-const TapConvKernel tap_conv__amx{.costs = {190, 10, 1.2F},
+const TapConvKernel tap_conv__amx{.costs = {190, 10, 1.2F, 768},
                                   .unit = static_cast<int>(kTileSteps),
                                   .decode = decode_tiles,
                                   .multiply = multiply_block<TileProduct, TapStore>};

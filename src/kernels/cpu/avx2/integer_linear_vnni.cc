@@ -18,20 +18,10 @@
 #endif
 
 #include "kernels/cpu/avx2/integer.h"
+#include "kernels/cpu/avx2/vnni.h"
 
 namespace quantal::kernels {
 namespace {
-
-inline __attribute__((always_inline)) void multiply_add(__m256i& sum, __m256i weight, __m256i x) {
-#if defined(QUANTAL_EMULATE)
-  sum = _mm256_dpbusd_avx_epi32(sum, weight, x);
-#else
-  // As in cpu/avx512/integer_linear_vnni.cc: GCC 12 copies sums between the intrinsics of a loop.
-  __m256i total = sum;
-  __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(total) : "x"(weight), "x"(x));
-  sum = total;
-#endif
-}
 
 template <int bits>
 struct VnniDot {
@@ -77,7 +67,7 @@ struct VnniDot {
       const __m256i codes =
           bits == 8 ? words : _mm256_and_si256(_mm256_srli_epi16(words, bits * plane), mask);
       QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
-        multiply_add(sums[t], codes, broadcast_word(x + t * stride + 4L * plane));
+        add_byte_products(sums[t], codes, broadcast_word(x + t * stride + 4L * plane));
       }
     }
   }

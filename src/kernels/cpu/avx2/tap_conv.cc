@@ -69,13 +69,14 @@ void widen(const std::int8_t* from, std::int64_t count, std::int16_t* to) {
 
 }  // namespace
 
-const TapConvKernel tap_conv__avx2{.costs = {18, 5, 1.05F},
-                                   .unit = 1,
-                                   .is_wide = true,
-                                   .step_bytes = PairDot::kStepBytes,
-                                   .decode = decode_steps<PairDot>,
-                                   .multiply = multiply_block<HalvesProduct<PairDot>, TapStore>,
-                                   .widen = widen};
+const TapConvKernel tap_conv__avx2{
+    .costs = {18, 5, 1.05F},
+    .unit = 1,
+    .is_wide = true,
+    .step_bytes = PairDot::kStepBytes,
+    .decode = decode_steps<PairDot>,
+    .multiply = multiply_block<EachTile<HalvesProduct<PairDot>>, TapStore>,
+    .widen = widen};
 
 }  // namespace quantal::kernels
 

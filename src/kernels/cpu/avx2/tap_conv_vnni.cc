@@ -17,21 +17,10 @@
 #endif
 
 #include "kernels/cpu/avx2/taps.h"
+#include "kernels/cpu/avx2/vnni.h"
 
 namespace quantal::kernels {
 namespace {
-
-// sum += products of unsigned and signed bytes. As in integer_linear_vnni.cc: GCC 12 copies sums
-// between the intrinsics of a loop.
-inline __attribute__((always_inline)) void add_products(__m256i& sum, __m256i x, __m256i weight) {
-#if defined(QUANTAL_EMULATE)
-  sum = _mm256_dpbusd_avx_epi32(sum, x, weight);
-#else
-  __m256i total = sum;
-  __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(total) : "x"(x), "x"(weight));
-  sum = total;
-#endif
-}
 
 struct ByteDot {
   static constexpr int kStepBytes = 64;
@@ -40,8 +29,8 @@ struct ByteDot {
   static void decode(const std::byte* lines, const TapStep& step, std::byte* to, HalfPair& offset) {
     const __m256i zero_code = _mm256_set1_epi8(static_cast<char>(128));
     const HalfPair words = gather_step(lines, step, {0, 1, 2, 3});
-    add_products(offset.low, zero_code, words.low);
-    add_products(offset.high, zero_code, words.high);
+    add_byte_products(offset.low, zero_code, words.low);
+    add_byte_products(offset.high, zero_code, words.high);
     store_pair(words, to);
   }
 
@@ -55,8 +44,8 @@ struct ByteDot {
       std::int32_t codes;
       std::memcpy(&codes, x + t * stride, sizeof(codes));
       const __m256i values = _mm256_set1_epi32(codes);
-      add_products(sums[t][0], values, low);
-      add_products(sums[t][1], values, high);
+      add_byte_products(sums[t][0], values, low);
+      add_byte_products(sums[t][1], values, high);
     }
   }
 };
@@ -69,7 +58,7 @@ const TapConvKernel tap_conv__avx_vnni{
     .is_unsigned = true,
     .step_bytes = ByteDot::kStepBytes,
     .decode = decode_steps<ByteDot>,
-    .multiply = multiply_block<HalvesProduct<ByteDot>, TapStore>};
+    .multiply = multiply_block<EachTile<HalvesProduct<ByteDot>>, TapStore>};
 
 }  // namespace quantal::kernels
 

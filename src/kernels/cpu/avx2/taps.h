@@ -100,37 +100,19 @@ void decode_steps(const TapPlan& plan, const PackedLayout& layout, const std::by
 
 template <typename Dot>
 struct HalvesProduct {
-  static constexpr std::int64_t kTokens = 6;
-  struct Registers {};
+  using Code = typename Dot::Code;
+  static std::int64_t panel_bytes(const TapPlan& plan) { return kernels::panel_bytes<Dot>(plan); }
 
-  template <int tiles>
-  static void multiply(const TapBlock& block, std::int64_t token, std::int64_t count,
-                       std::int32_t* totals) {
-    const std::int64_t stride = block.plan.token_bytes();
-    const auto* x = static_cast<const typename Dot::Code*>(block.x) + token * stride;
-    for (int j = 0; j < tiles; ++j) {
-      const std::byte* panel = block.panel + j * panel_bytes<Dot>(block.plan);
-      std::int32_t* to = totals + j * kTileRows;
-      constexpr std::int64_t kStride = tiles * kTileRows;
-      if (count <= 3) {
-        multiply_tile<3, kStride>(block.plan, x, stride, panel, to);
-      } else {
-        multiply_tile<6, kStride>(block.plan, x, stride, panel, to);
-      }
-    }
-  }
-
- private:
   template <int tokens, std::int64_t total_stride>
-  static void multiply_tile(const TapPlan& plan, const typename Dot::Code* x, std::int64_t stride,
-                            const std::byte* panel, std::int32_t* totals) {
+  static void multiply(const TapPlan& plan, const Code* x, std::int64_t stride,
+                       const std::byte* panel, std::int32_t* totals) {
     const HalfPair begin = load_pair(panel);
     panel += TapConvKernel::kHeadBytes;
     __m256i sums[tokens][2];
     QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) sums[t][0] = begin.low, sums[t][1] = begin.high;
     const TapRun* runs = plan.runs();
     for (std::int64_t r = 0; r < plan.run_count(); ++r) {
-      const typename Dot::Code* run = x + runs[r].offset;
+      const Code* run = x + runs[r].offset;
       for (std::int64_t k = 0; k < runs[r].units; ++k, run += 4, panel += Dot::kStepBytes) {
         Dot::add(panel, run, stride, sums);
       }

@@ -16,6 +16,7 @@
 #endif
 
 #include "kernels/cpu/avx512/integer.h"
+#include "kernels/cpu/avx512/vnni.h"
 
 namespace quantal::kernels {
 namespace {
@@ -23,15 +24,7 @@ namespace {
 template <int bits>
 struct VnniDot {
   static inline __attribute__((always_inline)) void add(__m512i& sum, __m512i weight, __m512i x) {
-#if defined(QUANTAL_EMULATE)
-    sum = _mm512_dpbusd_epi32(sum, weight, x);
-#else
-    // GCC 12 copies and spills sums between the intrinsics of a loop; this it leaves in place, but
-    // an array's element, without a variable of its own, in memory.
-    __m512i total = sum;
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(weight), "v"(x));
-    sum = total;
-#endif
+    add_byte_products(sum, weight, x);
   }
 };
 

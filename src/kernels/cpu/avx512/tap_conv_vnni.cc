@@ -6,8 +6,6 @@
 #include <utility>
 
 #include "kernels/cpu/avx512/intrinsics.h"
-#include "kernels/cpu/detect.h"
-#include "kernels/scratch.h"
 #include "kernels/tap_conv.h"
 
 #pragma GCC push_options
@@ -16,22 +14,11 @@
 #endif
 
 #include "kernels/cpu/avx512/taps.h"
+#include "kernels/cpu/avx512/vnni.h"
 #include "kernels/cpu/tap_product.h"
 
 namespace quantal::kernels {
 namespace {
-
-// sum += products of unsigned and signed bytes. As in integer_linear_vnni.cc: GCC 12 copies sums
-// between the intrinsics of a loop.
-inline __attribute__((always_inline)) void add_products(__m512i& sum, __m512i x, __m512i weight) {
-#if defined(QUANTAL_EMULATE)
-  sum = _mm512_dpbusd_epi32(sum, x, weight);
-#else
-  __m512i total = sum;
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(x), "v"(weight));
-  sum = total;
-#endif
-}
 
 // First what the sums of each tile begin with, then steps, those of all tiles in turn.
 void decode_steps(const TapPlan& plan, const PackedLayout& layout, const std::byte* weight,
@@ -41,7 +28,7 @@ void decode_steps(const TapPlan& plan, const PackedLayout& layout, const std::by
     const std::byte* lines = weight + j * layout.tile_bytes() + layout.group_offset(0);
     __m512i offset = _mm512_setzero_si512();
     decode_tile(plan, lines, [&](std::int64_t i, __m512i codes) __attribute__((always_inline)) {
-      add_products(offset, zero_code, codes);
+      add_byte_products(offset, zero_code, codes);
       _mm512_storeu_si512(panel + ((i + 1) * tiles + j) * kLineBytes, codes);
     });
     _mm512_storeu_si512(panel + j * kLineBytes, _mm512_sub_epi32(_mm512_setzero_si512(), offset));
@@ -85,7 +72,8 @@ struct VnniProduct {
           std::int32_t codes;
           std::memcpy(&codes, run + t * stride, sizeof(codes));
           const __m512i values = _mm512_set1_epi32(codes);
-          QUANTAL_UNROLL for (int j = 0; j < tiles; ++j) add_products(sums[t][j], values, words[j]);
+          QUANTAL_UNROLL for (int j = 0; j < tiles; ++j)
+              add_byte_products(sums[t][j], values, words[j]);
         }
       }
     }

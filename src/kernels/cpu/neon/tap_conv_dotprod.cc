@@ -63,30 +63,12 @@ void decode_steps(const TapPlan& plan, const PackedLayout& layout, const std::by
 }
 
 struct LaneProduct {
-  static constexpr std::int64_t kTokens = 6;
-  struct Registers {};
+  using Code = std::int8_t;
+  static std::int64_t panel_bytes(const TapPlan& plan) { return plan.step_count() * kLineBytes; }
 
-  template <int tiles>
-  static void multiply(const TapBlock& block, std::int64_t token, std::int64_t count,
-                       std::int32_t* totals) {
-    const std::int64_t stride = block.plan.token_bytes();
-    const auto* x = static_cast<const std::int8_t*>(block.x) + token * stride;
-    for (int j = 0; j < tiles; ++j) {
-      const std::byte* panel = block.panel + j * block.plan.step_count() * kLineBytes;
-      std::int32_t* to = totals + j * kTileRows;
-      constexpr std::int64_t kStride = tiles * kTileRows;
-      if (count <= 3) {
-        multiply_tile<3, kStride>(block.plan, x, stride, panel, to);
-      } else {
-        multiply_tile<6, kStride>(block.plan, x, stride, panel, to);
-      }
-    }
-  }
-
- private:
   template <int tokens, std::int64_t total_stride>
-  static void multiply_tile(const TapPlan& plan, const std::int8_t* x, std::int64_t stride,
-                            const std::byte* panel, std::int32_t* totals) {
+  static void multiply(const TapPlan& plan, const Code* x, std::int64_t stride,
+                       const std::byte* panel, std::int32_t* totals) {
     int32x4_t sums[tokens][kQuarters];
     QUANTAL_UNROLL for (int t = 0; t < tokens; ++t) {
       QUANTAL_UNROLL for (int q = 0; q < kQuarters; ++q) sums[t][q] = vdupq_n_s32(0);
@@ -154,10 +136,11 @@ class TapStore {
 }  // namespace
 
 // Costs as for AVX-VNNI: not measured.
-const TapConvKernel tap_conv__neon_dotprod{.costs = {45, 10, 1.2F},
-                                           .unit = kUnitSteps,
-                                           .decode = decode_steps,
-                                           .multiply = multiply_block<LaneProduct, TapStore>};
+const TapConvKernel tap_conv__neon_dotprod{
+    .costs = {45, 10, 1.2F},
+    .unit = kUnitSteps,
+    .decode = decode_steps,
+    .multiply = multiply_block<EachTile<LaneProduct>, TapStore>};
 
 }  // namespace quantal::kernels
 
